@@ -1,0 +1,165 @@
+"""From YAML files and `a.b=c` overrides to a checked RunConfig, with errors that help."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dongwu_jax.config.run import RunConfig
+from dongwu_jax.errors import UserError
+
+Settings = dict[str, Any]
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run from a YAML file.
+
+    Args:
+        path: the file; its `base:` (relative to it) is read first and then overlaid.
+        overrides: `section.field=value` texts, the value in YAML syntax.
+
+    Raises:
+        UserError: a file is missing or not YAML, a key is unknown, a value is impossible.
+    """
+    settings = _read_with_bases(Path(path), chain=())
+    for override in overrides:
+        _apply_override(settings, override)
+    return parse_config(settings, source=str(path))
+
+
+def parse_config(settings: Settings, source: str) -> RunConfig:
+    """Check plain settings and build the RunConfig.
+
+    Raises:
+        UserError: naming `source`, the field, the value and the fix.
+    """
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        problems = [_explain(dict(problem)) for problem in error.errors()]
+        raise UserError(f"{source}: " + "\n  ".join(problems)) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved run as YAML that `load_config` reads back to the same run."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Settings:
+    """Read a YAML mapping, overlaid on the file that its `base:` names."""
+    resolved = path.resolve()
+    if resolved in chain:
+        files = " -> ".join(str(file) for file in (*chain, resolved))
+        raise UserError(f"{path}: `base:` goes in a circle: {files}")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML: {error}") from None
+    settings = {} if settings is None else settings
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: must hold sections such as `model:`, not a {_kind(settings)}")
+    base = settings.pop("base", None)
+    if base is None:
+        return settings
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base must be the path of a YAML file, not {base!r}")
+    return _overlay(_read_with_bases(path.parent / base, (*chain, resolved)), settings)
+
+
+def _overlay(below: Settings, above: Settings) -> Settings:
+    """Merge two nested mappings; `above` wins, lists are replaced whole."""
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _overlay(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _apply_override(settings: Settings, override: str) -> None:
+    """Set one `section.field=value` in place."""
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(
+            f"override {override!r}: write section.field=value, e.g. model.num_layers=4"
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not YAML: {error}") from None
+    if isinstance(value, str):  # YAML 1.1 reads 3e-4 as a text
+        value = _as_number(value)
+    for key in keys[:-1]:
+        below = settings.get(key)
+        settings[key] = dict(below) if isinstance(below, dict) else {}
+        settings = settings[key]
+    settings[keys[-1]] = value
+
+
+def _as_number(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    """One pydantic problem as `section.field=value: what is wrong`."""
+    location = [str(part) for part in problem["loc"]]
+    field = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown setting {field}{_nearest(location)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], dict | BaseModel):
+        return f"{field}: {message}" if field else message
+    return f"{field}={problem['input']!r}: {message}"
+
+
+def _nearest(location: list[str]) -> str:
+    """The known settings most like the unknown one, looking in its own section first."""
+    section = _section_at(location[:-1])
+    siblings = list(section.model_fields) if section else []
+    close = difflib.get_close_matches(location[-1], siblings, n=3)
+    prefix = ".".join(location[:-1])
+    close = [f"{prefix}.{name}" if prefix else name for name in close]
+    if not close:
+        by_name = {name.rsplit(".", 1)[-1]: name for name in setting_names()}
+        close = [by_name[n] for n in difflib.get_close_matches(location[-1], by_name, n=3)]
+    if not close:
+        return f"; known here: {', '.join(siblings)}"
+    return f"; did you mean {' or '.join(close)}?"
+
+
+def _section_at(location: list[str]) -> type[BaseModel] | None:
+    """The section class at a path such as ["model", "rope_scaling"]."""
+    section: type[BaseModel] = RunConfig
+    for name in location:
+        if name not in section.model_fields:
+            return None
+        annotation = section.model_fields[name].annotation
+        candidates = [annotation, *get_args(annotation)]
+        classes = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not classes:
+            return None
+        section = classes[0]
+    return section
+
+
+def setting_names() -> list[str]:
+    """Every setting of a run, dotted, in order."""
+    return [
+        f"{section}.{field}"
+        for section, info in RunConfig.model_fields.items()
+        for field in info.annotation.model_fields  # type: ignore[union-attr]
+    ]
+
+
+def _kind(value: object) -> str:
+    return {list: "list", str: "text"}.get(type(value), type(value).__name__)

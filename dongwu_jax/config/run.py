@@ -1,0 +1,129 @@
+"""The whole run, and the checks that involve more than one section."""
+
+from pydantic import Field, model_validator
+
+from dongwu_jax.config.sections import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    ScheduleConfig,
+    Section,
+    ShardingConfig,
+    TrainingConfig,
+)
+
+
+class RunConfig(Section):
+    """Everything `python -m dongwu_jax.train` needs to know."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    mesh: MeshConfig = Field(default_factory=MeshConfig)
+    sharding: ShardingConfig = Field(default_factory=ShardingConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @model_validator(mode="after")
+    def _check_across_sections(self) -> "RunConfig":
+        model, data, optimizer = self.model, self.data, self.optimizer
+        if data.sequence_length > model.max_position_embeddings:
+            raise ValueError(
+                f"data.sequence_length={data.sequence_length} is longer than "
+                f"model.max_position_embeddings={model.max_position_embeddings}; raise the latter, "
+                "or set model.rope_scaling to extend the context"
+            )
+        if self.schedule.min_learning_rate > optimizer.learning_rate:
+            raise ValueError(
+                f"schedule.min_learning_rate={self.schedule.min_learning_rate} is above "
+                f"optimizer.learning_rate={optimizer.learning_rate}"
+            )
+        if self.training.loss_chunk_tokens and data.sequence_length % (
+            self.training.loss_chunk_tokens
+        ):
+            raise ValueError(
+                f"data.sequence_length={data.sequence_length} is not a multiple of "
+                f"training.loss_chunk_tokens={self.training.loss_chunk_tokens}"
+            )
+        if self.steps < 1:
+            raise ValueError("training.duration is shorter than one step")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.training.duration.in_steps(
+            self.training.global_batch_size, self.data.sequence_length
+        )
+
+    def mesh_shape(self, device_count: int) -> dict[str, int]:
+        """Size of every mesh axis on `device_count` devices.
+
+        Raises:
+            ValueError: the axes do not multiply to the number of devices.
+        """
+        sizes = self.mesh.model_dump()
+        if sizes["data"] == -1:
+            others = sizes["pipe"] * sizes["fsdp"] * sizes["context"] * sizes["tensor"]
+            if device_count % others:
+                raise ValueError(
+                    f"mesh: pipe x fsdp x context x tensor = {others} does not divide the "
+                    f"{device_count} devices that are here"
+                )
+            sizes["data"] = device_count // others
+        product = 1
+        for size in sizes.values():
+            product *= size
+        if product != device_count:
+            axes = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+            raise ValueError(
+                f"mesh: {axes} = {product} devices, but {device_count} are here; "
+                "change one axis, or leave data at -1 to take what is left"
+            )
+        return sizes
+
+    def check_devices(self, device_count: int) -> None:
+        """Check what must divide what on this many devices.
+
+        Raises:
+            ValueError: a combination is impossible; the message names both numbers.
+        """
+        shape = self.mesh_shape(device_count)
+        model, training = self.model, self.training
+        tensor = shape["tensor"]
+        for name, size in (
+            ("model.num_heads", model.num_heads),
+            ("model.num_kv_heads", model.kv_heads),
+            ("model.intermediate_size", model.intermediate_size),
+            ("model.padded_vocab_size (or vocab_size)", model.vocab_rows),
+        ):
+            if size % tensor:
+                raise ValueError(f"{name}={size} is not divisible by mesh.tensor={tensor}")
+        if model.hidden_size % shape["fsdp"]:
+            raise ValueError(
+                f"model.hidden_size={model.hidden_size} is not divisible by "
+                f"mesh.fsdp={shape['fsdp']}"
+            )
+        replicas = shape["data"] * shape["fsdp"]
+        rows = training.micro_batch_size * replicas
+        if training.global_batch_size % rows:
+            raise ValueError(
+                f"training.global_batch_size={training.global_batch_size} is not a multiple of "
+                f"micro_batch_size={training.micro_batch_size} x data-parallel replicas="
+                f"{replicas} (data {shape['data']} x fsdp {shape['fsdp']})"
+            )
+
+    def accumulation_steps(self, device_count: int) -> int:
+        """Micro batches per optimizer step."""
+        shape = self.mesh_shape(device_count)
+        rows = self.training.micro_batch_size * shape["data"] * shape["fsdp"]
+        return self.training.global_batch_size // rows

@@ -1,0 +1,310 @@
+"""What a run is: every setting, its type, its default and one sentence of explanation.
+
+The sections are frozen pydantic models that refuse unknown keys. `run.py` composes them and
+checks what involves more than one of them.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from dongwu_jax.config.durations import Duration
+
+
+class Section(BaseModel):
+    """A group of settings; immutable once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RopeScaling(Section):
+    """How rotary positions are stretched beyond the length a model was trained on."""
+
+    type: Literal["linear"] = Field(
+        "linear", description="linear: Position Interpolation, positions divided by `factor`"
+    )
+    factor: Annotated[float, Field(ge=1.0)] = Field(
+        description="new context length / original context length, e.g. 8 for 4k -> 32k"
+    )
+
+
+class ModelConfig(Section):
+    """The architecture: a Llama decoder."""
+
+    vocab_size: PositiveInt = Field(32000, description="number of tokens the tokenizer knows")
+    padded_vocab_size: PositiveInt | None = Field(
+        None,
+        description="rows of the embedding and the head; null: vocab_size. Megatron pads to a "
+        "multiple of 128 x tensor-parallel size; pad when `tensor` must divide the rows",
+    )
+    padded_vocab_in_softmax: bool = Field(
+        False,
+        description="whether padding rows take part in the loss, as they do in Megatron; "
+        "false masks them, so that the loss does not depend on the padding",
+    )
+    hidden_size: PositiveInt = Field(4096, description="width of the residual stream")
+    intermediate_size: PositiveInt = Field(11008, description="width of the SwiGLU feed-forward")
+    num_layers: PositiveInt = Field(32, description="number of decoder blocks")
+    num_heads: PositiveInt = Field(32, description="number of query heads")
+    num_kv_heads: PositiveInt | None = Field(
+        None, description="number of key/value heads (GQA); null: num_heads (MHA)"
+    )
+    head_dim: PositiveInt | None = Field(
+        None, description="width of one head; null: hidden_size / num_heads"
+    )
+    max_position_embeddings: PositiveInt = Field(
+        4096, description="longest sequence the model is meant for; bounds data.sequence_length"
+    )
+    rms_norm_eps: PositiveFloat = Field(1e-5, description="epsilon of every RMSNorm")
+    rope_theta: PositiveFloat = Field(10000.0, description="base of the rotary frequencies")
+    rope_scaling: RopeScaling | None = Field(None, description="context extension; null: none")
+    tie_word_embeddings: bool = Field(
+        False, description="use the embedding matrix as the output head"
+    )
+    qkv_bias: bool = Field(False, description="add a bias to query, key and value projections")
+    initializer_range: PositiveFloat = Field(
+        0.02, description="standard deviation of freshly initialised weights"
+    )
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> "ModelConfig":
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.kv_heads}"
+            )
+        if self.head_dim is None and self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_heads={self.num_heads}; "
+                "set head_dim, or change one of them"
+            )
+        if self.width_per_head % 2:
+            raise ValueError(
+                f"head_dim={self.width_per_head} is odd; rotary embeddings need an even head_dim"
+            )
+        if self.vocab_rows < self.vocab_size:
+            raise ValueError(
+                f"padded_vocab_size={self.vocab_rows} is smaller than vocab_size={self.vocab_size}"
+            )
+        return self
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key/value heads, resolved."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def width_per_head(self) -> int:
+        """Width of one head, resolved."""
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def vocab_rows(self) -> int:
+        """Rows of the embedding and head matrices, padding included."""
+        return self.padded_vocab_size or self.vocab_size
+
+
+class MeshConfig(Section):
+    """How devices are arranged. The product of all axes is the number of devices."""
+
+    pipe: Literal[1] = Field(1, description="pipeline stages (not available yet)")
+    data: int = Field(
+        -1, description="replicas that split the batch; -1: all devices the other axes leave over"
+    )
+    fsdp: PositiveInt = Field(
+        1, description="shards of parameters, gradients and optimizer state; splits the batch too"
+    )
+    context: Literal[1] = Field(1, description="shards of the sequence (not available yet)")
+    tensor: PositiveInt = Field(1, description="shards of heads, feed-forward and vocabulary")
+
+
+class ShardingConfig(Section):
+    """Which mesh axes split which logical axis."""
+
+    rules: dict[str, list[str] | str | None] = Field(
+        default_factory=dict,
+        description="overrides of the default rules, e.g. {mlp: [tensor], embed: null}; "
+        "`--print-config` lists the defaults",
+    )
+
+
+class BlendEntry(Section):
+    """One indexed dataset and its share of the samples."""
+
+    prefix: Path = Field(description="path of the dataset without .bin/.idx")
+    weight: PositiveFloat = Field(1.0, description="share of samples, relative to the others")
+
+
+def _as_entries(value: object) -> object:
+    """Let a blend be one prefix, a list of prefixes, or a list of {prefix, weight}."""
+    if isinstance(value, str | Path):
+        value = [value]
+    if not isinstance(value, list):
+        return value
+    return [{"prefix": entry} if isinstance(entry, str | Path) else entry for entry in value]
+
+
+Blend = Annotated[list[BlendEntry], BeforeValidator(_as_entries)]
+
+
+class DataConfig(Section):
+    """Which tokens the model sees, and in which order."""
+
+    blend: Blend = Field(
+        default_factory=list,
+        description="indexed datasets: a prefix, or a list of {prefix, weight}; `split` divides it",
+    )
+    validation_blend: Blend | None = Field(
+        None, description="separate validation datasets; then `blend` is used for training whole"
+    )
+    split: str = Field(
+        "99,1,0", description="shares of train, validation and test within each dataset of `blend`"
+    )
+    order: Literal["epoch", "megatron"] = Field(
+        "epoch",
+        description="epoch: an order that never changes when a run is extended; "
+        "megatron: the samples Megatron-LM draws for the same seed, split, blend and length",
+    )
+    sequence_length: PositiveInt = Field(4096, description="tokens in one sample")
+    seed: NonNegativeInt = Field(1234, description="seed of the sample order")
+    eod_mask_loss: bool = Field(
+        False, description="leave out the loss of the token that follows an end-of-document token"
+    )
+    eod_token: NonNegativeInt = Field(2, description="id of the end-of-document token")
+    index_cache: Path | None = Field(
+        None, description="folder for sample indexes; null: `cache/dongwu_jax` beside the data"
+    )
+    tokenizer: Path | None = Field(
+        None, description="tokenizer file or folder, kept inside every checkpoint"
+    )
+    prefetch: PositiveInt = Field(4, description="batches read ahead of the training step")
+
+
+class TrainingConfig(Section):
+    """How long and how large."""
+
+    duration: Duration = Field(
+        Duration(1000, "steps"),
+        description="whole length of the run: steps, or '4.8M samples', or '12B tokens'",
+    )
+    global_batch_size: PositiveInt = Field(256, description="sequences in one optimizer step")
+    micro_batch_size: PositiveInt = Field(
+        1, description="sequences a data-parallel replica holds at once; the rest is accumulated"
+    )
+    seed: NonNegativeInt = Field(0, description="seed of freshly initialised weights")
+    initial_weights: Path | None = Field(
+        None,
+        description="model to start from (Hugging Face folder, GGUF file or our checkpoint); "
+        "null: fresh weights",
+    )
+    remat: Literal["none", "attention", "qkv_attention", "minimal", "full"] = Field(
+        "none",
+        description="what the backward pass recomputes. none: nothing; minimal: only what is cheap "
+        "(saves every matmul); qkv_attention, attention: save only those; full: whole blocks",
+    )
+    scan_layers: bool = Field(
+        False, description="compile one block and loop over it: compiles faster, runs slower"
+    )
+    loss_chunk_tokens: NonNegativeInt = Field(
+        0,
+        description="positions of each sequence whose logits exist at once; 0: all. "
+        "Use 1024 or so with long sequences and large vocabularies",
+    )
+
+
+class OptimizerConfig(Section):
+    """AdamW."""
+
+    learning_rate: PositiveFloat = Field(3e-4, description="peak learning rate")
+    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="decay of the first moment")
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.95, description="decay of the second moment"
+    )
+    epsilon: PositiveFloat = Field(1e-8, description="added to the root of the second moment")
+    weight_decay: NonNegativeFloat = Field(
+        0.1, description="decoupled decay of matrices; norms and biases are never decayed"
+    )
+    clip_norm: PositiveFloat | None = Field(
+        1.0, description="largest global gradient norm; null: no clipping"
+    )
+
+
+class ScheduleConfig(Section):
+    """The learning rate over the run."""
+
+    type: Literal["constant", "linear", "cosine", "wsd"] = Field(
+        "cosine", description="shape after warm-up; wsd: warm-up, stable, then linear decay"
+    )
+    warmup: Duration = Field(
+        Duration(0, "steps"), description="linear rise from 0: steps, samples or tokens"
+    )
+    decay: Duration | None = Field(
+        None,
+        description="linear, cosine: length from step 0 to the lowest rate; null: the whole run. "
+        "wsd: length of the final decay; null: a tenth of the run",
+    )
+    min_learning_rate: NonNegativeFloat = Field(0.0, description="rate at the end of the decay")
+
+
+class PrecisionConfig(Section):
+    """Number formats. Master weights and optimizer state are always float32."""
+
+    compute_dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="format of activations and matrix products"
+    )
+    attention: Literal["auto", "cudnn", "xla"] = Field(
+        "auto", description="attention kernel; auto: cudnn on GPU where it can, else xla"
+    )
+
+
+class CheckpointConfig(Section):
+    """What is kept, where and how often."""
+
+    directory: Path = Field(
+        Path("runs/default/checkpoints"),
+        description="folder of this run's checkpoints; an existing one is resumed",
+    )
+    interval: PositiveInt = Field(500, description="steps between checkpoints")
+    keep_last: PositiveInt = Field(3, description="newest checkpoints that are kept")
+    keep_every: PositiveInt | None = Field(
+        None, description="also keep for ever each checkpoint whose step is a multiple of this"
+    )
+    asynchronous: bool = Field(True, description="write while training goes on")
+
+
+class LoggingConfig(Section):
+    """What is reported."""
+
+    interval: PositiveInt = Field(1, description="steps between reported metrics")
+    directory: Path | None = Field(
+        None, description="folder of metrics.jsonl and TensorBoard files; null: beside checkpoints"
+    )
+    tensorboard: bool = Field(True, description="write TensorBoard event files")
+    wandb_project: str | None = Field(
+        None, description="Weights & Biases project; null: off (needs the `wandb` extra)"
+    )
+    flops_convention: Literal["V1", "V2", "V3"] = Field(
+        "V3",
+        description="how FLOPs are counted: V1 and V2 as Megatron-LM of 2023 and 2024 (full "
+        "attention), V3 as of 2025 (causal attention counted once)",
+    )
+    peak_tflops: PositiveFloat | None = Field(
+        None, description="dense bf16 peak of one device for MFU; null: looked up by device name"
+    )
+
+
+class EvaluationConfig(Section):
+    """Loss on the validation split during training."""
+
+    interval: NonNegativeInt = Field(0, description="steps between evaluations; 0: never")
+    batches: PositiveInt = Field(10, description="global batches in one evaluation")

@@ -1,0 +1,175 @@
+"""The Llama decoder (Touvron et al. 2023): RMSNorm, rotary positions, GQA, SwiGLU.
+
+Flax NNX modules declare the weights with the meaning of each dimension and hold the math; nothing
+here knows of meshes, key/value caches or optimizers. Dimensions in einsum strings:
+b batch, t length, d hidden (embed), n heads, k kv_heads, h head_dim, f mlp, v vocab.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from dongwu_jax.config import ModelConfig
+from dongwu_jax.models.remat import rematerialize
+from dongwu_jax.models.rope import apply_rotary, rotary_tables
+from dongwu_jax.parallel.sharding import constrain
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+RotaryTables = tuple[jax.Array, jax.Array]
+
+
+def _weight(rngs: nnx.Rngs, config: ModelConfig, shape: tuple[int, ...], *axes: str) -> nnx.Param:
+    return nnx.Param(config.initializer_range * jax.random.normal(rngs.params(), shape), axes=axes)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """x / rms(x) * scale over the last dimension, in float32, returned in the dtype of `x`."""
+    wide = x.astype(jnp.float32)
+    normalised = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+    return (normalised * scale).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention; the kernel is the caller's."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        width, heads, kv_heads = config.hidden_size, config.num_heads, config.kv_heads
+        head_dim = config.width_per_head
+        weight = functools.partial(_weight, rngs, config)
+        self.q_proj = weight((width, heads, head_dim), "embed", "heads", "head_dim")
+        self.k_proj = weight((width, kv_heads, head_dim), "embed", "kv_heads", "head_dim")
+        self.v_proj = weight((width, kv_heads, head_dim), "embed", "kv_heads", "head_dim")
+        self.o_proj = weight((heads, head_dim, width), "heads", "head_dim", "embed")
+        if config.qkv_bias:
+            self.q_bias = nnx.Param(jnp.zeros((heads, head_dim)), axes=("heads", "head_dim"))
+            self.k_bias = nnx.Param(jnp.zeros((kv_heads, head_dim)), axes=("kv_heads", "head_dim"))
+            self.v_bias = nnx.Param(jnp.zeros((kv_heads, head_dim)), axes=("kv_heads", "head_dim"))
+        self.config = config
+
+    def __call__(self, x: jax.Array, rotary: RotaryTables, attend: Attend) -> jax.Array:
+        """[batch, length, embed] -> [batch, length, embed]."""
+        query = jnp.einsum("btd,dnh->btnh", x, self.q_proj[...])
+        key = jnp.einsum("btd,dkh->btkh", x, self.k_proj[...])
+        value = jnp.einsum("btd,dkh->btkh", x, self.v_proj[...])
+        if self.config.qkv_bias:
+            query = query + self.q_bias[...].astype(x.dtype)
+            key = key + self.k_bias[...].astype(x.dtype)
+            value = value + self.v_bias[...].astype(x.dtype)
+        query, key, value = (checkpoint_name(y, "qkv") for y in (query, key, value))
+        query = constrain(
+            apply_rotary(query, rotary), "batch", "attention_length", "heads", "head_dim"
+        )
+        key = constrain(
+            apply_rotary(key, rotary), "batch", "attention_length", "kv_heads", "head_dim"
+        )
+        value = constrain(value, "batch", "attention_length", "kv_heads", "head_dim")
+        mixed = attend(query, key, value)
+        return checkpoint_name(
+            jnp.einsum("btnh,nhd->btd", mixed, self.o_proj[...]), "attention_output"
+        )
+
+
+class MLP(nnx.Module):
+    """SwiGLU feed-forward (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        width, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = _weight(rngs, config, (width, inner), "embed", "mlp")
+        self.up_proj = _weight(rngs, config, (width, inner), "embed", "mlp")
+        self.down_proj = _weight(rngs, config, (inner, width), "mlp", "embed")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, length, embed] -> [batch, length, embed]."""
+        gate = checkpoint_name(jnp.einsum("btd,df->btf", x, self.gate_proj[...]), "gate_up")
+        up = checkpoint_name(jnp.einsum("btd,df->btf", x, self.up_proj[...]), "gate_up")
+        inner = constrain(jax.nn.silu(gate) * up, "batch", "attention_length", "mlp")
+        return jnp.einsum("btf,fd->btd", inner, self.down_proj[...])
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward, each on a normalised input and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.attention_norm = nnx.Param(jnp.ones(config.hidden_size), axes=("norm",))
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = nnx.Param(jnp.ones(config.hidden_size), axes=("norm",))
+        self.mlp = MLP(config, rngs)
+        self.epsilon = config.rms_norm_eps
+
+    def __call__(self, x: jax.Array, rotary: RotaryTables, attend: Attend) -> jax.Array:
+        """[batch, length, embed] -> [batch, length, embed]."""
+        normalised = rms_norm(x, self.attention_norm[...], self.epsilon)
+        x = constrain(x + self.attention(normalised, rotary, attend), "batch", "length", "hidden")
+        normalised = rms_norm(x, self.mlp_norm[...], self.epsilon)
+        return constrain(x + self.mlp(normalised), "batch", "length", "hidden")
+
+
+class Llama(nnx.Module):
+    """Embedding, blocks, final norm and head."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        rows, width = config.vocab_rows, config.hidden_size
+        self.embed_tokens = _weight(rngs, config, (rows, width), "vocab", "embed")
+        self.layers = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
+        self.final_norm = nnx.Param(jnp.ones(width), axes=("norm",))
+        if not config.tie_word_embeddings:
+            self.lm_head = _weight(rngs, config, (width, rows), "embed", "vocab")
+        self.config = config
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """int32 [batch, length] -> [batch, length, embed]."""
+        # Gather the embed axis first: a lookup in a table split both ways makes the compiler
+        # fall back to replicating the result.
+        table = constrain(self.embed_tokens[...], "vocab", "hidden")
+        return constrain(table[tokens], "batch", "length", "hidden")
+
+    def hidden_states(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        attend: Attend,
+        remat: str = "none",
+        scan_layers: bool = False,
+    ) -> jax.Array:
+        """The normalised output of the last block.
+
+        Args:
+            tokens, positions: int32 [batch, length].
+            attend: causal attention of (query, key, value).
+            remat: what the backward pass recomputes, a policy of `models/remat.py`.
+            scan_layers: loop over stacked blocks instead of unrolling them.
+
+        Returns:
+            [batch, length, embed].
+        """
+        x = self.embed(tokens)
+        rotary = rotary_tables(positions, self.config)
+        graph, _ = nnx.split(self.layers[0])
+        weights = [nnx.state(layer) for layer in self.layers]
+        run = rematerialize(
+            lambda x, weights: nnx.merge(graph, weights)(x, rotary, attend), remat, scan_layers
+        )
+        if scan_layers:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
+            x, _ = jax.lax.scan(lambda x, weights: (run(x, weights), None), x, stacked)
+        else:
+            for block_weights in weights:
+                x = run(x, block_weights)
+        return rms_norm(x, self.final_norm[...], self.config.rms_norm_eps)
+
+    def head(self) -> jax.Array:
+        """The output matrix, [embed, vocab]."""
+        if self.config.tie_word_embeddings:
+            return self.embed_tokens[...].T
+        return self.lm_head[...]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[batch, length, embed] -> [batch, length, vocab], in the dtype of `hidden`."""
+        head = constrain(self.head(), "hidden", "vocab")
+        return constrain(
+            jnp.einsum("btd,dv->btv", hidden, head), "batch", "attention_length", "vocab"
+        )

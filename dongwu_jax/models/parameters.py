@@ -1,0 +1,88 @@
+"""The model as a pure tree of arrays: structure, initial values, logical axes.
+
+Training, checkpoints and conversion work on nested dicts of arrays such as
+`{"layers": {0: {"attention": {"q_proj": ...}}}}`; the modules of `llama.py` only interpret them.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dongwu_jax.config import ModelConfig
+from dongwu_jax.models.llama import Llama
+from dongwu_jax.parallel.sharding import LogicalAxes, LogicalSharding
+
+Parameters = dict[str, Any]
+
+
+def abstract_parameters(config: ModelConfig) -> Parameters:
+    """Shapes and dtypes (float32) of every parameter, without allocating any."""
+    return nnx.to_pure_dict(_abstract_model(config)[1])
+
+
+def initial_parameters(config: ModelConfig, seed: int) -> Parameters:
+    """Fresh float32 weights: normal with `initializer_range`, norms one, biases zero."""
+    return nnx.to_pure_dict(nnx.state(Llama(config, nnx.Rngs(seed))))
+
+
+def logical_axes(config: ModelConfig) -> dict[str, LogicalAxes]:
+    """Each parameter's logical axes by dotted name, e.g. `("embed", "heads", "head_dim")`."""
+    variables = nnx.to_flat_state(_abstract_model(config)[1])
+    return {".".join(map(str, path)): variable.get_metadata("axes") for path, variable in variables}
+
+
+def parameter_shardings(config: ModelConfig, sharding: LogicalSharding) -> Parameters:
+    """The parameter tree with each parameter's NamedSharding.
+
+    Raises:
+        UserError: a rule does not divide a dimension, or uses one mesh axis twice.
+    """
+    axes = logical_axes(config)
+    shapes = named_parameters(abstract_parameters(config))
+    return parameter_tree({name: sharding.named(axes[name], shapes[name].shape) for name in axes})
+
+
+def named_parameters(parameters: Parameters) -> dict[str, Any]:
+    """The tree flattened to dotted names such as `layers.0.attention.q_proj`."""
+    leaves, _ = jax.tree.flatten_with_path(parameters)
+    return {".".join(str(entry.key) for entry in path): leaf for path, leaf in leaves}
+
+
+def parameter_tree(named: Mapping[str, Any]) -> Parameters:
+    """The inverse of `named_parameters`."""
+    tree: Parameters = {}
+    for name, leaf in named.items():
+        *path, last = (int(part) if part.isdigit() else part for part in name.split("."))
+        branch = tree
+        for part in path:
+            branch = branch.setdefault(part, {})
+        branch[last] = leaf
+    return tree
+
+
+def bind(config: ModelConfig, parameters: Parameters) -> Llama:
+    """The modules over these arrays; cheap enough to call inside a traced function."""
+    graph, abstract = _abstract_model(config)
+    state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the next line writes into it
+    nnx.replace_by_pure_dict(state, parameters)
+    return nnx.merge(graph, state)
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """Structure and abstract state of the modules; both are only read."""
+    return nnx.split(nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0))))
+
+
+def cast_matrices(parameters: Parameters, dtype: str) -> Parameters:
+    """Matrices in `dtype`; norms (1-D) stay float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)) if x.ndim > 1 else x, parameters)
+
+
+def parameter_count(parameters: Parameters) -> int:
+    """Number of scalars in a tree of arrays or of shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(parameters))

@@ -1,0 +1,21 @@
+"""The device mesh: five named axes, the slowest network outermost."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+MESH_AXES = ("pipe", "data", "fsdp", "context", "tensor")
+
+
+def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arrange devices along the mesh axes.
+
+    Args:
+        shape: size of every axis of `MESH_AXES`; their product is the number of devices.
+        devices: default all devices of all processes.
+    """
+    sizes = tuple(shape[axis] for axis in MESH_AXES)
+    return jax.make_mesh(
+        sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
+    )
