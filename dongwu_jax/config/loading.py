@@ -162,4 +162,4 @@ def setting_names() -> list[str]:
 
 
 def _kind(value: object) -> str:
-    return {list: "list", str: "text"}.get(type(value), type(value).__name__)
+    return "text" if isinstance(value, str) else type(value).__name__

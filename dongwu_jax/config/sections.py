@@ -187,6 +187,9 @@ class DataConfig(Section):
     tokenizer: Path | None = Field(
         None, description="tokenizer file or folder, kept inside every checkpoint"
     )
+    accept_changes: bool = Field(
+        False, description="continue a run although its data differ from the checkpoint's record"
+    )
     prefetch: PositiveInt = Field(4, description="batches read ahead of the training step")
 
 

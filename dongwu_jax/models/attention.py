@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,14 @@ from jax.ad_checkpoint import checkpoint_name
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
 
+Implementation = Literal["cudnn", "xla"]
+
 logger = logging.getLogger(__name__)
 
 
-def choose_attention(requested: str, config: ModelConfig, dtype: str, platform: str) -> str:
+def choose_attention(
+    requested: Literal["auto", "cudnn", "xla"], config: ModelConfig, dtype: str, platform: str
+) -> Implementation:
     """Resolve `precision.attention` to "cudnn" or "xla".
 
     Args:
@@ -29,7 +34,7 @@ def choose_attention(requested: str, config: ModelConfig, dtype: str, platform: 
         raise UserError(f"precision.attention=cudnn: {obstacle}; use auto or xla")
     if requested != "auto":
         return requested
-    choice = "xla" if obstacle else "cudnn"
+    choice: Implementation = "xla" if obstacle else "cudnn"
     logger.info("attention: %s%s", choice, f" ({obstacle})" if obstacle else "")
     return choice
 
@@ -50,7 +55,7 @@ def _cudnn_obstacle(config: ModelConfig, dtype: str, platform: str) -> str | Non
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def causal_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, implementation: str
+    query: jax.Array, key: jax.Array, value: jax.Array, implementation: Implementation
 ) -> jax.Array:
     """Softmax attention of each position over itself and those before it, scaled by head_dim^-0.5.
 
@@ -69,7 +74,9 @@ def causal_attention(
     return _attend(query, key, value, implementation)
 
 
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, implementation: str) -> jax.Array:
+def _attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, implementation: Implementation
+) -> jax.Array:
     return jax.nn.dot_product_attention(
         query, key, value, is_causal=True, implementation=implementation
     )

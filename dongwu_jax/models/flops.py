@@ -38,7 +38,7 @@ def flops_per_token(config: ModelConfig, sequence_length: int, convention: str) 
             + 6 * vocab * width
         )
     projections = 6 * layers * width * head_dim * (2 * heads + 2 * kv_heads)
-    attention = 12 * layers * heads * head_dim * sequence_length
+    attention = 12.0 * layers * heads * head_dim * sequence_length
     if convention == "V3":
         attention /= 2
     return projections + attention + 18 * layers * width * mlp + 6 * width * vocab

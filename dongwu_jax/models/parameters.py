@@ -16,7 +16,7 @@ from dongwu_jax.config import ModelConfig
 from dongwu_jax.models.llama import Llama
 from dongwu_jax.parallel.sharding import LogicalAxes, LogicalSharding
 
-Parameters = dict[str, Any]
+Parameters = dict[Any, Any]
 
 
 def abstract_parameters(config: ModelConfig) -> Parameters:

@@ -5,6 +5,7 @@ axes split it. Changing a layout means changing a rule, never the model.
 """
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,7 +29,9 @@ DEFAULT_RULES: Rules = {
     "head_dim": (),
     "mlp": ("tensor",),
     "norm": (),
-    # activations; "length" is the sequence outside attention, "attention_length" inside it
+    # activations; micro batches are worked off one by one; "length" is the sequence outside
+    # attention, "attention_length" inside it
+    "micro_batches": (),
     "batch": ("data", "fsdp"),
     "length": ("context",),
     "attention_length": (),
@@ -72,7 +75,7 @@ class LogicalSharding:
         Raises:
             UserError: two dimensions of one array map to the same mesh axis of size above 1.
         """
-        entries = [tuple(a for a in self.rules[name] if self.mesh.shape[a] > 1) for name in axes]
+        entries = [self._mesh_axes(name) for name in axes]
         used: dict[str, str] = {}
         for name, entry in zip(axes, entries, strict=True):
             for mesh_axis in entry:
@@ -92,16 +95,19 @@ class LogicalSharding:
             UserError: a dimension does not divide by the mesh axes that split it.
         """
         spec = self.spec(axes)
-        for name, size, entry in zip(axes, shape, spec, strict=True):
-            shards = 1
-            for mesh_axis in entry or ():
-                shards *= self.mesh.shape[mesh_axis]
+        for name, size in zip(axes, shape, strict=True):
+            mesh_axes = self._mesh_axes(name)
+            shards = math.prod(self.mesh.shape[mesh_axis] for mesh_axis in mesh_axes)
             if size % shards:
                 raise UserError(
                     f"{name}={size} is not divisible by its {shards} shards (mesh axes "
-                    f"{' x '.join(entry)}); change the mesh, or sharding.rules.{name}"
+                    f"{' x '.join(mesh_axes)}); change the mesh, or sharding.rules.{name}"
                 )
         return NamedSharding(self.mesh, spec)
+
+    def _mesh_axes(self, name: str) -> tuple[str, ...]:
+        """The mesh axes that really split a logical axis here."""
+        return tuple(axis for axis in self.rules[name] if self.mesh.shape[axis] > 1)
 
     @property
     def replicated(self) -> NamedSharding:

@@ -1,0 +1,44 @@
+"""Which rows of a batch this process supplies, and how its arrays become one global batch."""
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from dongwu_jax.config import RunConfig
+from dongwu_jax.parallel.sharding import LogicalSharding
+
+BATCH_AXES = ("micro_batches", "batch", "length")
+
+
+class BatchLayout:
+    """The shape of a global batch, [micro_batches, batch, length], and where its parts lie."""
+
+    def __init__(self, config: RunConfig, sharding: LogicalSharding):
+        device_count = sharding.mesh.devices.size
+        self.accumulation_steps = config.accumulation_steps(device_count)
+        rows = config.training.global_batch_size // self.accumulation_steps
+        self.shape = (self.accumulation_steps, rows, config.data.sequence_length)
+        self.sharding: NamedSharding = sharding.named(BATCH_AXES, self.shape)
+
+    def local_rows(self) -> list[int]:
+        """Rows of the batch axis that live on this process's devices, in order."""
+        rows: set[int] = set()
+        for index in self.sharding.addressable_devices_indices_map(self.shape).values():
+            assert index is not None
+            rows.update(range(*index[1].indices(self.shape[1])))
+        return sorted(rows)
+
+    def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """This process's rows, [micro_batches, local rows, length], as global device arrays."""
+        return {
+            name: jax.make_array_from_process_local_data(self.sharding, local, self.shape)
+            for name, local in batch.items()
+        }
+
+    def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and sharding of a batch, to compile against."""
+        dtypes = {"tokens": np.int32, "labels": np.int32, "loss_mask": np.float32}
+        return {
+            name: jax.ShapeDtypeStruct(self.shape, dtype, sharding=self.sharding)
+            for name, dtype in dtypes.items()
+        }

@@ -1,0 +1,251 @@
+"""Checkpoints of a run: Orbax, atomic, asynchronous, independent of mesh and layout.
+
+A folder of numbered steps; each step holds the items `parameters` (one float32 array per parameter,
+by dotted name), `optimizer`, `config` (the resolved run), `data` (fingerprint and position) and
+`tokenizer` (its files). A step appears under its number only when it is complete.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from dongwu_jax.config import ModelConfig, RunConfig, parse_config
+from dongwu_jax.config.sections import CheckpointConfig, DataConfig
+from dongwu_jax.errors import UserError
+from dongwu_jax.models.parameters import (
+    Parameters,
+    abstract_parameters,
+    named_parameters,
+    parameter_tree,
+)
+from dongwu_jax.training.checkpoint_files import FilesHandler, SaveFiles
+from dongwu_jax.training.state import TrainState
+
+DataState = dict[str, Any]
+
+
+class Checkpoints:
+    """Writes and reads the checkpoints of one run."""
+
+    def __init__(self, config: CheckpointConfig):
+        policies: list[Any] = [checkpoint_managers.LatestN(config.keep_last)]
+        if config.keep_every:
+            policies.append(checkpoint_managers.EveryNSteps(config.keep_every))
+        self.directory = config.directory.absolute()
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                    enable_async_checkpointing=config.asynchronous,
+                    cleanup_tmp_directories=True,
+                ),
+                item_handlers={
+                    "parameters": ocp.StandardCheckpointHandler(),
+                    "optimizer": ocp.StandardCheckpointHandler(),
+                    "config": ocp.JsonCheckpointHandler(),
+                    "data": ocp.JsonCheckpointHandler(),
+                    "tokenizer": FilesHandler(),
+                },
+            )
+        except OSError as error:
+            raise UserError(f"checkpoint.directory={self.directory}: {error}") from None
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def save(
+        self,
+        state: TrainState,
+        run: RunConfig,
+        data_state: DataState,
+        tokenizer_files: Sequence[Path],
+    ) -> None:
+        """Write the state as step `state.step`; returns once the arrays are copied off the devices.
+
+        Raises:
+            UserError: the folder cannot be written, now or by the write that this one waits for.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    parameters=ocp.args.StandardSave(named_parameters(state.parameters)),
+                    optimizer=ocp.args.StandardSave(state.optimizer_state),
+                    config=ocp.args.JsonSave(run.model_dump(mode="json")),
+                    data=ocp.args.JsonSave(data_state),
+                    tokenizer=SaveFiles(tokenizer_files),
+                ),
+            )
+        except OSError as error:
+            raise UserError(f"checkpoint of step {step} in {self.directory}: {error}") from None
+
+    def restore(self, abstract: Any) -> tuple[TrainState, DataState]:
+        """The newest checkpoint, laid out as `abstract` (see `abstract_state`) says.
+
+        Raises:
+            UserError: the checkpoint belongs to another architecture or optimizer.
+        """
+        step = self.latest_step
+        assert step is not None, "restore is called when there is a step"
+        wanted = named_parameters(abstract.parameters)
+        _check_same_shapes(self.directory / str(step), wanted)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                parameters=ocp.args.StandardRestore(wanted),
+                optimizer=ocp.args.StandardRestore(abstract.optimizer_state),
+                data=ocp.args.JsonRestore(),
+            ),
+        )
+        state = TrainState(
+            jax.device_put(np.int32(step), abstract.step.sharding),
+            parameter_tree(restored.parameters),
+            restored.optimizer,
+        )
+        return state, restored.data
+
+    def wait(self) -> None:
+        """Block until what was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finish writing and release threads."""
+        self._manager.close()
+
+
+def newest_step(path: Path) -> Path:
+    """The step folder that `path` means: itself, or the newest step inside it.
+
+    Raises:
+        UserError: there is no complete checkpoint at `path`.
+    """
+    if _is_step(path):
+        return path
+    steps = [entry for entry in path.iterdir() if _is_step(entry)] if path.is_dir() else []
+    if not steps:
+        raise UserError(f"{path}: holds no complete checkpoint of ours")
+    return max(steps, key=lambda entry: int(entry.name))
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is a folder of our checkpoints, or one step of it."""
+    return _is_step(path) or (path.is_dir() and any(_is_step(entry) for entry in path.iterdir()))
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """The run that wrote the newest checkpoint at `path`."""
+    step = newest_step(path)
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return parse_config(reader.restore(step.absolute() / "config"), source=str(step))
+
+
+def read_model_config(path: Path) -> ModelConfig:
+    """The architecture of the newest checkpoint at `path`."""
+    return read_run_config(path).model
+
+
+def tokenizer_folder(path: Path) -> Path | None:
+    """The tokenizer files inside the newest checkpoint at `path`, or None when it has none."""
+    folder = newest_step(path) / "tokenizer"
+    return folder if folder.is_dir() and any(folder.iterdir()) else None
+
+
+class WeightReader(Mapping[str, np.ndarray]):
+    """The weights of a checkpoint by dotted name, each read when it is asked for."""
+
+    def __init__(self, path: Path):
+        self.config = read_model_config(path)
+        self._folder = newest_step(path).absolute() / "parameters"
+        self._shapes = named_parameters(abstract_parameters(self.config))
+        _check_same_shapes(self._folder.parent, self._shapes)
+        self._reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        item = {name: self._shapes[name]}
+        arguments = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
+        restored = self._reader.restore(
+            self._folder,
+            args=ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True),
+        )
+        return restored[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def load_weights(path: Path, shardings: Parameters | None = None) -> tuple[ModelConfig, Parameters]:
+    """Architecture and float32 weights of the newest checkpoint at `path`.
+
+    Args:
+        shardings: where each parameter shall lie; None: on the default device.
+    """
+    config = read_model_config(path)
+    if shardings is None:
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda _: here, abstract_parameters(config))
+    wanted = jax.tree.map(
+        lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
+        named_parameters(abstract_parameters(config)),
+        named_parameters(shardings),
+    )
+    step = newest_step(path).absolute()
+    _check_same_shapes(step, wanted)
+    with ocp.StandardCheckpointer() as reader:
+        return config, parameter_tree(reader.restore(step / "parameters", wanted))
+
+
+def save_weights(
+    path: Path, config: ModelConfig, parameters: Parameters, tokenizer_files: Sequence[Path]
+) -> None:
+    """Write weights alone as step 0 of a new checkpoint folder, without optimizer state."""
+    run = RunConfig(model=config, data=DataConfig(sequence_length=config.max_position_embeddings))
+    with ocp.CheckpointManager(path.absolute()) as manager:
+        manager.save(
+            0,
+            args=ocp.args.Composite(
+                parameters=ocp.args.StandardSave(named_parameters(parameters)),
+                config=ocp.args.JsonSave(run.model_dump(mode="json")),
+                tokenizer=SaveFiles(tokenizer_files),
+            ),
+        )
+
+
+def _is_step(path: Path) -> bool:
+    return path.name.isdigit() and (path / "parameters").is_dir() and (path / "config").is_dir()
+
+
+def _check_same_shapes(step: Path, wanted: Mapping[str, Any]) -> None:
+    """Compare names and shapes before Orbax would fail on them one by one.
+
+    Raises:
+        UserError: naming the first parameters that differ.
+    """
+    with ocp.StandardCheckpointer() as reader:
+        metadata = reader.metadata(step / "parameters")
+    tree = getattr(metadata, "item_metadata", metadata)
+    found = {name: tuple(leaf.shape) for name, leaf in dict(tree).items()}
+    expected = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
+    if found == expected:
+        return
+    differing = [
+        f"{name}: {found.get(name, 'absent')} in the checkpoint, "
+        f"{expected.get(name, 'absent')} here"
+        for name in sorted({*found, *expected})
+        if found.get(name) != expected.get(name)
+    ]
+    shown = "\n  ".join(differing[:5]) + ("\n  ..." if len(differing) > 5 else "")
+    raise UserError(f"{step}: was written by another model configuration:\n  {shown}")

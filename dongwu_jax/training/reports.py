@@ -1,0 +1,155 @@
+"""Where metrics go: the console, metrics.jsonl, TensorBoard, Weights & Biases."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dongwu_jax.config import RunConfig
+from dongwu_jax.errors import UserError
+
+Metrics = dict[str, float]
+
+
+class Report(Protocol):
+    """Something that takes the metrics of a step."""
+
+    def write(self, step: int, metrics: Metrics) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_reports(config: RunConfig, start_step: int) -> list[Report]:
+    """The reports that the configuration asks for; call on one process only."""
+    directory = config.logging.directory or config.checkpoint.directory.parent
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"logging.directory={directory}: {error.strerror}") from None
+    reports: list[Report] = [
+        ConsoleReport(config.steps, start_step),
+        JsonLinesReport(directory / "metrics.jsonl", start_step),
+    ]
+    if config.logging.tensorboard:
+        reports.append(TensorBoardReport(directory / "tensorboard", start_step))
+    if config.logging.wandb_project:
+        reports.append(WandbReport(config))
+    return reports
+
+
+class ConsoleReport:
+    """A live progress bar in a terminal, plain lines elsewhere."""
+
+    def __init__(self, total_steps: int, start_step: int):
+        self._total = total_steps
+        self._live = sys.stdout.isatty()
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._live,
+        )
+        self._task = self._progress.add_task("compiling", total=total_steps, completed=start_step)
+        self._progress.start()
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        line = "  ".join(_describe(metrics))
+        if self._live and "validation_loss" not in metrics:
+            self._progress.update(self._task, completed=step, description=line)
+        else:
+            self._console.print(f"step {step}/{self._total}  {line}")
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def _describe(metrics: Metrics) -> list[str]:
+    """The metrics that a person watches, as short texts."""
+    formats = {
+        "loss": "loss {:.4f}",
+        "validation_loss": "validation loss {:.4f}",
+        "validation_perplexity": "perplexity {:.2f}",
+        "gradient_norm": "grad norm {:.3f}",
+        "learning_rate": "lr {:.3e}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+        "tflops_per_device": "{:.3g} TFLOP/s",
+        "mfu": "MFU {:.1%}",
+    }
+    return [form.format(metrics[name]) for name, form in formats.items() if name in metrics]
+
+
+class JsonLinesReport:
+    """One JSON object a step; a resumed run replaces what it is going to do again."""
+
+    def __init__(self, path: Path, start_step: int):
+        if path.exists():
+            _drop_lines_after(path, start_step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Keep the complete lines of steps up to `step`."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a killed run
+            continue
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class TensorBoardReport:
+    """TensorBoard event files."""
+
+    def __init__(self, directory: Path, start_step: int):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory), purge_step=start_step + 1)
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbReport:
+    """Weights & Biases, when the `wandb` extra is installed."""
+
+    def __init__(self, config: RunConfig):
+        try:
+            import wandb
+        except ImportError:
+            raise UserError(
+                "logging.wandb_project is set, but wandb is not installed: "
+                "pip install 'dongwu_jax[wandb]'"
+            ) from None
+        self._run: Any = wandb.init(
+            project=config.logging.wandb_project, config=config.model_dump(mode="json")
+        )
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        self._run.log(metrics, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

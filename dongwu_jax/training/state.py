@@ -1,0 +1,79 @@
+"""What a training step changes: step count, master weights, optimizer state."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dongwu_jax.config import ModelConfig, RunConfig
+from dongwu_jax.models.parameters import (
+    Parameters,
+    abstract_parameters,
+    initial_parameters,
+    parameter_shardings,
+)
+from dongwu_jax.parallel.sharding import LogicalSharding
+from dongwu_jax.training.optimizer import make_optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """The whole state of training, a tree of arrays."""
+
+    step: jax.Array  # int32 scalar, optimizer steps done
+    parameters: Parameters  # float32
+    optimizer_state: Any
+
+
+LoadParameters = Callable[[ModelConfig, Parameters], Parameters]
+
+
+def abstract_state(config: RunConfig, sharding: LogicalSharding) -> Any:
+    """A TrainState of shapes, dtypes and shardings, without allocating it."""
+    shardings = parameter_shardings(config.model, sharding)
+    parameters = jax.tree.map(
+        lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
+        abstract_parameters(config.model),
+        shardings,
+    )
+    optimizer_state = jax.eval_shape(make_optimizer(config.optimizer).init, parameters)
+    # Every optimizer leaf of a parameter's shape lies like the parameter; counters everywhere.
+    optimizer_state = optax.tree.map_params(
+        make_optimizer(config.optimizer),
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        optimizer_state,
+        shardings,
+        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding.replicated
+        ),
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated)
+    return TrainState(step, parameters, optimizer_state)  # type: ignore[arg-type]
+
+
+def initial_state(
+    config: RunConfig, sharding: LogicalSharding, load_parameters: LoadParameters | None
+) -> TrainState:
+    """A state at step 0, made sharded: no device ever holds the whole.
+
+    Args:
+        load_parameters: gives existing weights as (model config, shardings) -> parameters;
+            None: fresh ones from `training.seed`.
+    """
+    target = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, sharding))
+    if load_parameters is None:
+        parameters = jax.jit(
+            lambda: initial_parameters(config.model, config.training.seed),
+            out_shardings=target.parameters,
+        )()
+    else:
+        parameters = load_parameters(config.model, target.parameters)
+    optimizer_state = jax.jit(
+        make_optimizer(config.optimizer).init, out_shardings=target.optimizer_state
+    )(parameters)
+    step = jax.device_put(jnp.zeros((), jnp.int32), target.step)
+    return TrainState(step, parameters, optimizer_state)

@@ -1,0 +1,219 @@
+"""The loop: batches through the compiled step, with metrics, evaluation and checkpoints."""
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+
+from dongwu_jax.config import RunConfig
+from dongwu_jax.data.datasets import Datasets, build_datasets
+from dongwu_jax.data.fingerprint import fingerprint
+from dongwu_jax.data.loader import BatchLoader
+from dongwu_jax.data.tokenizers import tokenizer_files
+from dongwu_jax.errors import UserError
+from dongwu_jax.parallel.mesh import make_mesh
+from dongwu_jax.parallel.sharding import LogicalSharding, resolve_rules
+from dongwu_jax.training.batches import BatchLayout
+from dongwu_jax.training.checkpoints import Checkpoints
+from dongwu_jax.training.reports import Report, open_reports
+from dongwu_jax.training.resume import check_same_data, check_same_run
+from dongwu_jax.training.state import LoadParameters, TrainState, abstract_state, initial_state
+from dongwu_jax.training.step import (
+    LossFunction,
+    Metrics,
+    language_model_loss,
+    make_evaluation_step,
+    make_train_step,
+)
+from dongwu_jax.training.throughput import Stopwatch, Throughput
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Trainer:
+    """One run: everything it needs is built once, then `run` goes through the steps.
+
+    Args:
+        config: the resolved run.
+        load_parameters: weights to start from; None: fresh ones. Not used when resuming.
+        loss_function: what a micro batch costs; None: next-token cross entropy.
+    """
+
+    config: RunConfig
+    load_parameters: LoadParameters | None = None
+    loss_function: LossFunction | None = None
+    _pending: tuple[int, Metrics] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        config, devices = self.config, jax.devices()
+        try:
+            config.check_devices(len(devices))
+            shape = config.mesh_shape(len(devices))
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        self.sharding = LogicalSharding(
+            make_mesh(shape, devices), resolve_rules(config.sharding.rules)
+        )
+        self.layout = BatchLayout(config, self.sharding)
+        self.datasets = _open_datasets(config)
+        self.fingerprint = fingerprint(
+            config.data, config.steps * config.training.global_batch_size
+        )
+        self.tokenizer_files: Sequence[Path] = (
+            tokenizer_files(config.data.tokenizer) if config.data.tokenizer else ()
+        )
+        self.checkpoints = Checkpoints(config.checkpoint)
+        loss_function = self.loss_function or language_model_loss(config, devices[0].platform)
+        self._train_step = make_train_step(config, self.sharding, loss_function)
+        self._evaluation_step = make_evaluation_step(config, self.sharding, loss_function)
+        self._throughput = Throughput(config, devices)
+        self._stopwatch = Stopwatch()
+        self._reports: list[Report] = []
+        self._last_reported = 0
+
+    def run(self, stop_after: int | None = None) -> TrainState:
+        """Train to the end, or for `stop_after` steps more, and save.
+
+        Returns:
+            The last state.
+
+        Raises:
+            UserError: the loss became infinite or not a number, or something could not be written.
+        """
+        state = self.resume_or_start()
+        first = int(state.step)
+        last = self.config.steps if stop_after is None else first + stop_after
+        last = min(last, self.config.steps)
+        if jax.process_index() == 0:
+            self._reports = open_reports(self.config, first)
+        loader = self._loader(self.datasets.train, first, last)
+        try:
+            state = self._steps(state, loader, first, last)
+        finally:
+            loader.close()
+            for report in self._reports:
+                report.close()
+            self.checkpoints.close()
+        return state
+
+    def resume_or_start(self) -> TrainState:
+        """The newest checkpoint's state, or one at step 0."""
+        if self.checkpoints.latest_step is None:
+            return initial_state(self.config, self.sharding, self.load_parameters)
+        check_same_run(self.checkpoints.directory, self.config)
+        state, data_state = self.checkpoints.restore(abstract_state(self.config, self.sharding))
+        check_same_data(self.checkpoints.directory, data_state, self.fingerprint, self.config)
+        logger.info("resumed at step %d from %s", int(state.step), self.checkpoints.directory)
+        return state
+
+    def _steps(self, state: TrainState, loader: BatchLoader, first: int, last: int) -> TrainState:
+        self._last_reported = first
+        if first < last:
+            train_step = self._compile(state)
+        for step in range(first + 1, last + 1):
+            waiting = time.perf_counter()
+            batch = self.layout.place(next(loader))
+            self._stopwatch.data_wait_seconds += time.perf_counter() - waiting
+            state, metrics = train_step(state, batch)
+            # Report the step before: its result is there while the device works on this one.
+            self._report_pending()
+            self._pending = (step, metrics)
+            self._pause(state, step, is_last=step == last)
+        return state
+
+    def _compile(self, state: TrainState) -> jax.stages.Compiled:
+        started = time.perf_counter()
+        compiled = self._train_step.lower(state, self.layout.abstract()).compile()
+        logger.info("compiled the training step in %.1f s", time.perf_counter() - started)
+        self._stopwatch.lap()
+        return compiled
+
+    def _pause(self, state: TrainState, step: int, is_last: bool) -> None:
+        """What interrupts the stream of steps: evaluation and saving, when they are due."""
+        config = self.config
+        due_evaluation = config.evaluation.interval and step % config.evaluation.interval == 0
+        due_checkpoint = is_last or step % config.checkpoint.interval == 0
+        if not (due_evaluation or due_checkpoint):
+            return
+        self._report_pending()
+        started = time.perf_counter()
+        if due_evaluation:
+            self._write(step, self.evaluate(state))
+        if due_checkpoint:
+            data_state = {"fingerprint": self.fingerprint, "next_step": step}
+            self.checkpoints.save(state, config, data_state, self.tokenizer_files)
+        self._stopwatch.exclude(time.perf_counter() - started)
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Token-weighted loss and perplexity over `evaluation.batches` validation batches.
+
+        `order: megatron` goes on through the validation samples as Megatron does; otherwise each
+        evaluation sees the same ones.
+        """
+        batches, interval = self.config.evaluation.batches, self.config.evaluation.interval
+        first = 0
+        if self.config.data.order == "megatron":
+            first = (int(state.step) // interval - 1) * batches
+        assert self.datasets.validation is not None
+        loader = self._loader(self.datasets.validation, first, first + batches)
+        totals = [self._evaluation_step(state, self.layout.place(batch)) for batch in loader]
+        loader.close()
+        loss_sum = sum(float(total["loss_sum"]) for total in totals)
+        loss = loss_sum / max(sum(float(total["weight"]) for total in totals), 1.0)
+        return {"validation_loss": loss, "validation_perplexity": math.exp(min(loss, 700.0))}
+
+    def _loader(self, dataset, first: int, last: int) -> BatchLoader:  # type: ignore[no-untyped-def]
+        data = self.config.data
+        return BatchLoader(
+            dataset,
+            global_batch_size=self.config.training.global_batch_size,
+            accumulation_steps=self.layout.accumulation_steps,
+            rows=self.layout.local_rows(),
+            eod_token=data.eod_token,
+            eod_mask_loss=data.eod_mask_loss,
+            start_step=first,
+            stop_step=last,
+            prefetch=data.prefetch,
+        )
+
+    def _report_pending(self) -> None:
+        """Wait for the last dispatched step and report it.
+
+        Raises:
+            UserError: its loss or gradient is not finite.
+        """
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        values = {name: float(value) for name, value in metrics.items()}
+        if not math.isfinite(values["loss"] + values["gradient_norm"]):
+            raise UserError(
+                f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}; "
+                f"stopped without saving it. The newest checkpoint is step "
+                f"{self.checkpoints.latest_step} in {self.checkpoints.directory}. Lower "
+                "optimizer.learning_rate, lengthen schedule.warmup, or look at the data"
+            )
+        if step % self.config.logging.interval == 0:
+            seconds, waited = self._stopwatch.lap()
+            steps, self._last_reported = step - self._last_reported, step
+            self._write(step, values | self._throughput.figures(steps, seconds, waited))
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        for report in self._reports:
+            report.write(step, metrics)
+
+
+def _open_datasets(config: RunConfig) -> Datasets:
+    batch, interval = config.training.global_batch_size, config.evaluation.interval
+    evaluations = config.steps // interval + 1 if interval else 0
+    return build_datasets(
+        config.data,
+        train_samples=config.steps * batch,
+        validation_samples=evaluations * config.evaluation.batches * batch,
+        vocab_size=config.model.vocab_size,
+    )
