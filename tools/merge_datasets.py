@@ -1,0 +1,47 @@
+"""Merge all .bin/.idx datasets of a folder into one, in lexicographic order of their names.
+
+Example:
+    python tools/merge_datasets.py --input data/parts --output-prefix data/corpus_text_document
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from dongwu_jax.data.merge import merge_datasets
+from dongwu_jax.errors import run_command_line
+
+
+def main() -> None:
+    """Parse the command line and merge."""
+    logging.basicConfig(format="%(message)s")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--input", type=Path, required=True, help="folder of datasets; other files are ignored"
+    )
+    parser.add_argument(
+        "--output-prefix",
+        type=Path,
+        required=True,
+        help="the new dataset without .bin/.idx, not inside the input folder",
+    )
+    parser.add_argument(
+        "--multimodal", action="store_true", help="the datasets have a mode for every sequence"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a finished output of the same name"
+    )
+    arguments = parser.parse_args()
+    merged = merge_datasets(
+        arguments.input, arguments.output_prefix, arguments.multimodal, arguments.overwrite
+    )
+    print(
+        f"{merged.documents:,} documents, {merged.sequences:,} sequences, {merged.tokens:,} "
+        f"tokens; wrote {arguments.output_prefix}.bin {arguments.output_prefix}.idx"
+    )
+
+
+if __name__ == "__main__":
+    run_command_line(main)
