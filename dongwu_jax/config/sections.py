@@ -142,7 +142,11 @@ class BlendEntry(Section):
     """One indexed dataset and its share of the samples."""
 
     prefix: Path = Field(description="path of the dataset without .bin/.idx")
-    weight: PositiveFloat = Field(1.0, description="share of samples, relative to the others")
+    weight: PositiveFloat | None = Field(
+        None,
+        description="share of samples, relative to the others; null: 1 in epoch order, and what "
+        "Megatron does without weights (one epoch of each) in megatron order",
+    )
 
 
 def _as_entries(value: object) -> object:

@@ -1,7 +1,8 @@
 """The Llama decoder (Touvron et al. 2023): RMSNorm, rotary positions, GQA, SwiGLU.
 
-Flax NNX modules declare the weights with the meaning of each dimension and hold the math; nothing
-here knows of meshes, key/value caches or optimizers. Dimensions in einsum strings:
+Flax NNX modules declare the weights (shape, meaning of each dimension, initial distribution; no
+values: `parameters.py` makes and binds those) and hold the math. Nothing here knows of meshes,
+key/value caches or optimizers. Dimensions in einsum strings:
 b batch, t length, d hidden (embed), n heads, k kv_heads, h head_dim, f mlp, v vocab.
 """
 
@@ -22,8 +23,21 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 RotaryTables = tuple[jax.Array, jax.Array]
 
 
-def _weight(rngs: nnx.Rngs, config: ModelConfig, shape: tuple[int, ...], *axes: str) -> nnx.Param:
-    return nnx.Param(config.initializer_range * jax.random.normal(rngs.params(), shape), axes=axes)
+def _declare(
+    initializer: jax.nn.initializers.Initializer, shape: tuple[int, ...], *axes: str
+) -> nnx.Param:
+    """A float32 parameter that is still to be made."""
+    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), axes=axes, initializer=initializer)
+
+
+@functools.cache
+def _weights(config: ModelConfig) -> Callable[..., nnx.Param]:
+    """Declares matrices of this model: normal, with its standard deviation."""
+    return functools.partial(_declare, jax.nn.initializers.normal(config.initializer_range))
+
+
+def _norm(width: int) -> nnx.Param:
+    return _declare(jax.nn.initializers.ones, (width,), "norm")
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
@@ -36,18 +50,19 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
 class Attention(nnx.Module):
     """Grouped-query self-attention; the kernel is the caller's."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig):
         width, heads, kv_heads = config.hidden_size, config.num_heads, config.kv_heads
         head_dim = config.width_per_head
-        weight = functools.partial(_weight, rngs, config)
+        weight = _weights(config)
         self.q_proj = weight((width, heads, head_dim), "embed", "heads", "head_dim")
         self.k_proj = weight((width, kv_heads, head_dim), "embed", "kv_heads", "head_dim")
         self.v_proj = weight((width, kv_heads, head_dim), "embed", "kv_heads", "head_dim")
         self.o_proj = weight((heads, head_dim, width), "heads", "head_dim", "embed")
         if config.qkv_bias:
-            self.q_bias = nnx.Param(jnp.zeros((heads, head_dim)), axes=("heads", "head_dim"))
-            self.k_bias = nnx.Param(jnp.zeros((kv_heads, head_dim)), axes=("kv_heads", "head_dim"))
-            self.v_bias = nnx.Param(jnp.zeros((kv_heads, head_dim)), axes=("kv_heads", "head_dim"))
+            bias = functools.partial(_declare, jax.nn.initializers.zeros)
+            self.q_bias = bias((heads, head_dim), "heads", "head_dim")
+            self.k_bias = bias((kv_heads, head_dim), "kv_heads", "head_dim")
+            self.v_bias = bias((kv_heads, head_dim), "kv_heads", "head_dim")
         self.config = config
 
     def __call__(self, x: jax.Array, rotary: RotaryTables, attend: Attend) -> jax.Array:
@@ -76,11 +91,12 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """SwiGLU feed-forward (Shazeer 2020)."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig):
         width, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = _weight(rngs, config, (width, inner), "embed", "mlp")
-        self.up_proj = _weight(rngs, config, (width, inner), "embed", "mlp")
-        self.down_proj = _weight(rngs, config, (inner, width), "mlp", "embed")
+        weight = _weights(config)
+        self.gate_proj = weight((width, inner), "embed", "mlp")
+        self.up_proj = weight((width, inner), "embed", "mlp")
+        self.down_proj = weight((inner, width), "mlp", "embed")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, length, embed] -> [batch, length, embed]."""
@@ -93,11 +109,11 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """Attention and feed-forward, each on a normalised input and added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.attention_norm = nnx.Param(jnp.ones(config.hidden_size), axes=("norm",))
-        self.attention = Attention(config, rngs)
-        self.mlp_norm = nnx.Param(jnp.ones(config.hidden_size), axes=("norm",))
-        self.mlp = MLP(config, rngs)
+    def __init__(self, config: ModelConfig):
+        self.attention_norm = _norm(config.hidden_size)
+        self.attention = Attention(config)
+        self.mlp_norm = _norm(config.hidden_size)
+        self.mlp = MLP(config)
         self.epsilon = config.rms_norm_eps
 
     def __call__(self, x: jax.Array, rotary: RotaryTables, attend: Attend) -> jax.Array:
@@ -111,13 +127,14 @@ class Block(nnx.Module):
 class Llama(nnx.Module):
     """Embedding, blocks, final norm and head."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig):
         rows, width = config.vocab_rows, config.hidden_size
-        self.embed_tokens = _weight(rngs, config, (rows, width), "vocab", "embed")
-        self.layers = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
-        self.final_norm = nnx.Param(jnp.ones(width), axes=("norm",))
+        weight = _weights(config)
+        self.embed_tokens = weight((rows, width), "vocab", "embed")
+        self.layers = nnx.List([Block(config) for _ in range(config.num_layers)])
+        self.final_norm = _norm(width)
         if not config.tie_word_embeddings:
-            self.lm_head = _weight(rngs, config, (width, rows), "embed", "vocab")
+            self.lm_head = weight((width, rows), "embed", "vocab")
         self.config = config
 
     def embed(self, tokens: jax.Array) -> jax.Array:

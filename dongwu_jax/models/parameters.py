@@ -5,12 +5,15 @@ Training, checkpoints and conversion work on nested dicts of arrays such as
 """
 
 import functools
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import Initializer
+from jax.sharding import Sharding
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.models.llama import Llama
@@ -24,15 +27,44 @@ def abstract_parameters(config: ModelConfig) -> Parameters:
     return nnx.to_pure_dict(_abstract_model(config)[1])
 
 
-def initial_parameters(config: ModelConfig, seed: int) -> Parameters:
-    """Fresh float32 weights: normal with `initializer_range`, norms one, biases zero."""
-    return nnx.to_pure_dict(nnx.state(Llama(config, nnx.Rngs(seed))))
+def initial_parameters(
+    config: ModelConfig, seed: int, shardings: Parameters | None = None
+) -> Parameters:
+    """Fresh float32 weights: normal with `initializer_range`, norms one, biases zero.
+
+    A parameter's values depend on the seed and its name alone, on any mesh.
+
+    Args:
+        shardings: where each parameter shall lie, made there; None: on the default device.
+    """
+    key = jax.random.key(seed)
+    places = named_parameters(shardings) if shardings is not None else {}
+    made = {
+        name: _maker(
+            variable.get_metadata("initializer"), variable.get_value().shape, places.get(name)
+        )(jax.random.fold_in(key, zlib.crc32(name.encode())))
+        for name, variable in _declarations(config).items()
+    }
+    return parameter_tree(made)
+
+
+@functools.lru_cache(maxsize=256)
+def _maker(
+    initializer: Initializer, shape: tuple[int, ...], place: Sharding | None
+) -> Callable[[jax.Array], jax.Array]:
+    """What makes a parameter from a key; all of the same kind share one compiled program."""
+    return jax.jit(lambda key: initializer(key, shape, jnp.float32), out_shardings=place)
 
 
 def logical_axes(config: ModelConfig) -> dict[str, LogicalAxes]:
     """Each parameter's logical axes by dotted name, e.g. `("embed", "heads", "head_dim")`."""
+    return {name: variable.get_metadata("axes") for name, variable in _declarations(config).items()}
+
+
+def _declarations(config: ModelConfig) -> dict[str, nnx.Variable]:
+    """Each parameter as `llama.py` declares it, by dotted name."""
     variables = nnx.to_flat_state(_abstract_model(config)[1])
-    return {".".join(map(str, path)): variable.get_metadata("axes") for path, variable in variables}
+    return {".".join(map(str, path)): variable for path, variable in variables}
 
 
 def parameter_shardings(config: ModelConfig, sharding: LogicalSharding) -> Parameters:
@@ -75,7 +107,7 @@ def bind(config: ModelConfig, parameters: Parameters) -> Llama:
 @functools.lru_cache(maxsize=8)
 def _abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure and abstract state of the modules; both are only read."""
-    return nnx.split(nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0))))
+    return nnx.split(Llama(config))
 
 
 def cast_matrices(parameters: Parameters, dtype: str) -> Parameters:

@@ -33,7 +33,7 @@ def clip_by_global_norm(
     Returns:
         The gradients, and the norm before clipping (float32 scalar).
     """
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     if max_norm is None:
         return gradients, norm
     scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))

@@ -66,10 +66,7 @@ def initial_state(
     """
     target = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, sharding))
     if load_parameters is None:
-        parameters = jax.jit(
-            lambda: initial_parameters(config.model, config.training.seed),
-            out_shardings=target.parameters,
-        )()
+        parameters = initial_parameters(config.model, config.training.seed, target.parameters)
     else:
         parameters = load_parameters(config.model, target.parameters)
     optimizer_state = jax.jit(

@@ -89,6 +89,7 @@ class Trainer:
         first = int(state.step)
         last = self.config.steps if stop_after is None else first + stop_after
         last = min(last, self.config.steps)
+        logger.info("training from step %d to step %d of %d", first, last, self.config.steps)
         if jax.process_index() == 0:
             self._reports = open_reports(self.config, first)
         loader = self._loader(self.datasets.train, first, last)
@@ -123,7 +124,9 @@ class Trainer:
             # Report the step before: its result is there while the device works on this one.
             self._report_pending()
             self._pending = (step, metrics)
-            self._pause(state, step, is_last=step == last)
+            self._pause(state, step)
+        self._report_pending()
+        self._save(state, last)
         return state
 
     def _compile(self, state: TrainState) -> jax.stages.Compiled:
@@ -133,11 +136,11 @@ class Trainer:
         self._stopwatch.lap()
         return compiled
 
-    def _pause(self, state: TrainState, step: int, is_last: bool) -> None:
+    def _pause(self, state: TrainState, step: int) -> None:
         """What interrupts the stream of steps: evaluation and saving, when they are due."""
         config = self.config
         due_evaluation = config.evaluation.interval and step % config.evaluation.interval == 0
-        due_checkpoint = is_last or step % config.checkpoint.interval == 0
+        due_checkpoint = step % config.checkpoint.interval == 0
         if not (due_evaluation or due_checkpoint):
             return
         self._report_pending()
@@ -145,9 +148,15 @@ class Trainer:
         if due_evaluation:
             self._write(step, self.evaluate(state))
         if due_checkpoint:
-            data_state = {"fingerprint": self.fingerprint, "next_step": step}
-            self.checkpoints.save(state, config, data_state, self.tokenizer_files)
+            self._save(state, step)
         self._stopwatch.exclude(time.perf_counter() - started)
+
+    def _save(self, state: TrainState, step: int) -> None:
+        data_state = {
+            "fingerprint": self.fingerprint,
+            "consumed_samples": step * self.config.training.global_batch_size,
+        }
+        self.checkpoints.save(state, self.config, data_state, self.tokenizer_files)
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Token-weighted loss and perplexity over `evaluation.batches` validation batches.

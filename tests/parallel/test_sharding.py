@@ -1,0 +1,68 @@
+"""Rules: overrides, collisions, divisibility."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from dongwu_jax.errors import UserError
+from dongwu_jax.parallel.mesh import MESH_AXES, make_mesh
+from dongwu_jax.parallel.sharding import (
+    LogicalSharding,
+    constrain,
+    resolve_rules,
+    use_sharding,
+)
+
+
+def layout(overrides=None, **sizes):
+    mesh = make_mesh({axis: sizes.get(axis, 1) for axis in MESH_AXES})
+    return LogicalSharding(mesh, resolve_rules(overrides or {}))
+
+
+def test_weights_follow_the_rules():
+    sharding = layout(fsdp=2, tensor=4)
+    assert sharding.spec(("embed", "mlp")) == PartitionSpec("fsdp", "tensor")
+    assert sharding.spec(("heads", "head_dim", "embed")) == PartitionSpec("tensor", None, "fsdp")
+    assert sharding.spec(("norm",)) == PartitionSpec(None)
+    array = jax.device_put(jnp.zeros((8, 16)), sharding.named(("embed", "mlp"), (8, 16)))
+    assert array.addressable_shards[0].data.shape == (4, 4)
+
+
+def test_overrides_replace_a_rule():
+    sharding = layout({"mlp": None, "embed": ["fsdp", "tensor"]}, fsdp=2, tensor=4)
+    assert sharding.spec(("embed", "mlp")) == PartitionSpec(("fsdp", "tensor"), None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"mpl": ["tensor"]}, "unknown logical axis 'mpl'; did you mean mlp?"),
+        ({"mlp": ["tensr"]}, "unknown mesh axis 'tensr'"),
+    ],
+)
+def test_unknown_names(overrides, message):
+    with pytest.raises(UserError, match=message):
+        resolve_rules(overrides)
+
+
+def test_one_mesh_axis_twice_in_an_array():
+    sharding = layout({"embed": ["tensor"]}, data=2, tensor=4)
+    with pytest.raises(UserError, match="embed and mlp both map to mesh axis tensor"):
+        sharding.spec(("embed", "mlp"))
+
+
+def test_a_dimension_that_does_not_divide():
+    with pytest.raises(UserError, match="mlp=10 is not divisible by its 4 shards"):
+        layout(data=2, tensor=4).named(("embed", "mlp"), (8, 10))
+
+
+def test_constrain_reaches_the_program():
+    sharding = layout(data=8)
+
+    @jax.jit
+    def program(x):
+        with use_sharding(sharding):
+            return constrain(x * 2, "batch", "length")
+
+    assert program(jnp.zeros((8, 4))).sharding.spec == PartitionSpec("data")
