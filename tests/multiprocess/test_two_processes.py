@@ -9,11 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import run_config
 
 from dongwu_jax.config import dump_config
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from runs import run_config
 
 
 def free_port() -> int:

@@ -32,7 +32,7 @@ BASE: dict[str, Any] = {
 
 def write_text_dataset(prefix: Path) -> Path:
     """The Apache licence as byte tokens, one document a paragraph: real text, small vocabulary."""
-    text = (Path(__file__).resolve().parents[2] / "LICENSE").read_text("ascii")
+    text = (Path(__file__).resolve().parents[1] / "LICENSE").read_text("ascii")
     with IndexedDatasetWriter(prefix, np.uint16) as writer:
         for paragraph in text.split("\n\n"):
             tokens = np.frombuffer(paragraph.encode(), np.uint8).astype(np.uint16)

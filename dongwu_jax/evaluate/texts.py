@@ -1,0 +1,105 @@
+"""Text to measure a model on, as one stream of tokens with its size in bytes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dongwu_jax.data.beginning import beginning_ids
+from dongwu_jax.data.indexed_dataset import IndexedDataset
+from dongwu_jax.data.jsonl import parse_texts, read_lines
+from dongwu_jax.data.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer
+from dongwu_jax.errors import UserError
+
+AnyTokenizer = SentencePieceTokenizer | HuggingFaceTokenizer
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """Documents one after another.
+
+    Attributes:
+        tokens: int32 [tokens]; each document with its beginning and end tokens.
+        num_bytes: UTF-8 bytes of the text, without what the first token stands for: it is given.
+        num_documents: documents, the last perhaps cut short.
+    """
+
+    tokens: np.ndarray
+    num_bytes: int
+    num_documents: int
+
+
+@dataclass(frozen=True)
+class _Document:
+    tokens: list[int]
+    num_bytes: int
+
+
+def read_token_stream(data: Path, tokenizer: AnyTokenizer, max_tokens: int | None) -> TokenStream:
+    """Read documents until there are `max_tokens` tokens to predict.
+
+    Args:
+        data: a .jsonl file (also .gz, .zst; one text under the key `text` a line), another text
+            file (one document), or the prefix of an indexed dataset, whose tokens are taken as
+            they are.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds fewer than two tokens.
+    """
+    tokens: list[np.ndarray] = []
+    num_tokens = num_bytes = 0
+    limit = None if max_tokens is None else max_tokens + 1  # the first token is not predicted
+    for document in _documents(data, tokenizer):
+        if limit is not None and num_tokens + len(document.tokens) > limit:
+            kept = document.tokens[: limit - num_tokens]
+            document = _Document(kept, _decoded_bytes(tokenizer, kept))
+        tokens.append(np.asarray(document.tokens, np.int32))
+        num_tokens += len(document.tokens)
+        num_bytes += document.num_bytes
+        if num_tokens == limit:
+            break
+    if num_tokens < 2:
+        raise UserError(f"{data}: holds no text to predict")
+    stream = np.concatenate(tokens)
+    num_bytes -= _decoded_bytes(tokenizer, stream[:1].tolist())
+    return TokenStream(stream, num_bytes, len(tokens))
+
+
+def _documents(data: Path, tokenizer: AnyTokenizer) -> Iterator[_Document]:
+    if data.with_name(data.name + ".idx").is_file():
+        yield from _indexed_documents(data, tokenizer)
+        return
+    if not data.is_file():
+        raise UserError(f"{data}: no such file, and no indexed dataset {data}.idx")
+    start = beginning_ids(tokenizer)
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    for text in _texts(data):
+        yield _Document(start + tokenizer.encode(text) + end, len(text.encode()))
+
+
+def _texts(data: Path) -> Iterator[str]:
+    if ".jsonl" in data.suffixes:
+        for path, number, line in read_lines([data]):
+            yield from parse_texts(line, ["text"], path, number)[0]
+        return
+    try:
+        yield data.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{data}: is not UTF-8 at byte {error.start}") from None
+
+
+def _indexed_documents(prefix: Path, tokenizer: AnyTokenizer) -> Iterator[_Document]:
+    dataset = IndexedDataset(prefix)
+    for sequence in range(len(dataset)):
+        tokens = dataset.get(sequence).tolist()
+        if tokens and not 0 <= max(tokens) < tokenizer.vocab_size:
+            raise UserError(
+                f"{prefix}: sequence {sequence} holds token {max(tokens)}, the tokenizer has "
+                f"{tokenizer.vocab_size}; the data were made with another tokenizer"
+            )
+        yield _Document(tokens, _decoded_bytes(tokenizer, tokens))
+
+
+def _decoded_bytes(tokenizer: AnyTokenizer, tokens: list[int]) -> int:
+    return len(tokenizer.decode(tokens).encode())

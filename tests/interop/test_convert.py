@@ -1,0 +1,125 @@
+"""Round trips between formats, and that a target is whole or absent."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reference_models import (
+    TOKENIZER_VOCAB,
+    our_logits,
+    random_llama,
+    random_tokens,
+    save,
+    train_tiny_tokenizer,
+    transformers_logits,
+)
+
+from dongwu_jax.errors import UserError
+from dongwu_jax.interop.atomic_folder import new_folder
+from dongwu_jax.interop.convert import convert
+from dongwu_jax.interop.sources import load_parameters, open_source
+
+TOOL = Path(__file__).parents[2] / "tools/convert.py"
+
+
+def _convert(*arguments):
+    runpy.run_path(str(TOOL))["main"]([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("original")
+    model = random_llama(vocab_size=TOKENIZER_VOCAB, num_key_value_heads=2)
+    train_tiny_tokenizer(folder).rename(folder / "tokenizer.model")
+    return model, save(model, folder)
+
+
+def test_hf_to_checkpoint_to_hf_keeps_every_bit(original, tmp_path):
+    model, folder = original
+    checkpoint, exported = tmp_path / "checkpoint", tmp_path / "exported"
+    _convert("--from", folder, "--to", checkpoint, "--to-format", "dongwu")
+    source = open_source(checkpoint)
+    assert source.format == "dongwu"
+    tokens = random_tokens(TOKENIZER_VOCAB)
+    ours = our_logits(source.config, load_parameters(source, source.config), tokens)
+    assert np.abs(ours - transformers_logits(model, tokens)).max() < 1e-4
+    _convert("--from", checkpoint, "--to", exported, "--to-format", "hf")
+    again = open_source(exported)
+    assert again.config == open_source(folder).config
+    for name in again.names():
+        assert np.array_equal(again.read(name), open_source(folder).read(name))
+    sentencepiece = (folder / "tokenizer.model").read_bytes()
+    assert (exported / "tokenizer.model").read_bytes() == sentencepiece
+    config = json.loads((exported / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
+    assert config["dtype"] == "float32"
+
+
+def test_existing_targets_are_kept(original, tmp_path):
+    _, folder = original
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "notes.txt").write_text("mine")
+    source = open_source(folder)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=str(target)):
+            convert(source, target, "hf", overwrite=overwrite)
+    assert [file.name for file in target.iterdir()] == ["notes.txt"]
+    (target / "notes.txt").unlink()
+    convert(source, target, "hf", dtype="float16")
+    with pytest.raises(UserError, match="--overwrite"):
+        convert(source, target, "hf")
+    convert(source, target, "hf", overwrite=True)
+    assert open_source(target).dtype == "float32"
+    with pytest.raises(UserError, match="holds --from"):
+        _convert("--from", folder, "--to", folder.parent, "--to-format", "hf", "--overwrite")
+
+
+def test_a_failed_conversion_leaves_nothing_new(original, tmp_path):
+    _, folder = original
+    target = tmp_path / "target"
+    convert(open_source(folder), target, "hf")
+    before = {file.name: file.read_bytes() for file in target.iterdir()}
+
+    def fail(name):
+        if "layers.1" in name:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(open_source(folder), target, "hf", "float16", overwrite=True, progress=fail)
+    with pytest.raises(KeyboardInterrupt):
+        convert(open_source(folder), tmp_path / "other", "hf", progress=fail)
+    assert {file.name: file.read_bytes() for file in target.iterdir()} == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_failed_rename_restores_the_old_folder(tmp_path, monkeypatch):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "old").touch()
+    rename = Path.rename
+
+    def failing(self, destination):
+        if self.parent != tmp_path and Path(destination) == target and not (self / "old").exists():
+            raise OSError("disk trouble")
+        return rename(self, destination)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(UserError, match="disk trouble"), new_folder(target, overwrite=True):
+        pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["target"]
+    assert (target / "old").exists()
+
+
+@pytest.mark.parametrize("size", ["5XB", "0", "-1GB"])
+def test_impossible_shard_sizes_are_explained(original, tmp_path, size):
+    common = ["--from", original[1], "--to", tmp_path / "out", "--to-format", "hf"]
+    with pytest.raises(UserError, match="--max-shard-size"):
+        _convert(*common, f"--max-shard-size={size}")
+
+
+def test_checkpoints_are_always_float32(original, tmp_path):
+    with pytest.raises(UserError, match="always float32"):
+        convert(open_source(original[1]), tmp_path / "out", "dongwu", dtype="bfloat16")

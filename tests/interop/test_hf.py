@@ -1,0 +1,246 @@
+"""Hugging Face folders: what is read, what is refused; transformers loads what we write."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from reference_models import (
+    TINY,
+    TOKENIZER_VOCAB,
+    random_llama,
+    random_tokens,
+    randomize_vectors,
+    save,
+    train_tiny_tokenizer,
+    transformers_logits,
+)
+from safetensors.numpy import load_file, save_file
+
+from dongwu_jax.config import ModelConfig
+from dongwu_jax.config.sections import RopeScaling
+from dongwu_jax.errors import UserError
+from dongwu_jax.interop.convert import convert
+from dongwu_jax.interop.hf_config import hugging_face_config, read_hugging_face_config
+from dongwu_jax.interop.sources import open_source
+from dongwu_jax.models.rope import inverse_frequencies
+
+FOUR = {  # the spelling of transformers 4
+    "model_type": "llama",
+    "torch_dtype": "float16",
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "rope_theta": 5e5,
+    "rope_scaling": {"type": "linear", "factor": 2},
+}
+
+
+def _read(tmp_path, fields):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(fields))
+    return read_hugging_face_config(path)
+
+
+def test_config_of_transformers_4(tmp_path):
+    config = _read(tmp_path, FOUR)
+    assert config.rope_theta == 5e5
+    assert config.rope_scaling == RopeScaling(factor=2.0)
+    assert config.max_position_embeddings == 128
+    assert config.kv_heads == 4
+    assert config.rms_norm_eps == transformers.LlamaConfig().rms_norm_eps
+
+
+def test_config_of_transformers_5(tmp_path):
+    rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6}
+    transformers.LlamaConfig(**TINY, rope_parameters=rope, head_dim=16).save_pretrained(tmp_path)
+    config = read_hugging_face_config(tmp_path / "config.json")
+    assert (config.rope_theta, config.rope_scaling, config.head_dim) == (
+        1e6,
+        RopeScaling(factor=4.0),
+        16,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mixtral"}, "model_type='mixtral'"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"quantization_config": {}}, "quantization_config"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor=None"),
+        ({"rope_scaling": [1]}, "JSON object"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"num_attention_heads": 5}, "hidden_size=32 is not a multiple of num_heads=5"),
+        ({"model_type": "mistral"}, "sliding_window"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
+    ],
+)
+def test_unsupported_config_is_refused(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        _read(tmp_path, FOUR | changes)
+    assert "config.json" in str(error.value)
+
+
+def test_written_config_has_both_spellings_and_reads_back():
+    config = ModelConfig(
+        max_position_embeddings=32768, rope_scaling=RopeScaling(factor=8), rope_theta=5e5
+    )
+    fields = hugging_face_config(config, "bfloat16", 1, 2)
+    assert fields["max_position_embeddings"] == 4096
+    assert fields["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+    assert isinstance(fields["rope_scaling"]["factor"], float)
+    assert fields["rope_parameters"] == {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}
+    assert fields["rope_theta"] == 5e5
+    assert fields["dtype"] == fields["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True, "num_key_value_heads": 2},
+        {"attention_bias": True, "head_dim": 10},
+        {"rope_parameters": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500.0}},
+    ],
+    ids=["untied", "tied gqa", "biases", "linear scaling"],
+)
+def test_transformers_loads_our_export(tmp_path, changes):
+    model = random_llama(**changes)
+    source = open_source(save(model, tmp_path / "in"))
+    convert(source, tmp_path / "out", "hf", max_shard_bytes=4000)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert again.dtype == torch.float32
+    tokens = random_tokens(TINY["vocab_size"])
+    assert np.array_equal(transformers_logits(again, tokens), transformers_logits(model, tokens))
+    frequencies = inverse_frequencies(source.config)
+    assert np.allclose(again.model.rotary_emb.inv_freq.numpy(), frequencies, rtol=1e-6)
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
+
+
+def test_export_in_one_file_keeps_every_bit(tmp_path):
+    model = random_llama().to(torch.bfloat16)
+    folder = save(model, tmp_path / "in")
+    convert(open_source(folder), tmp_path / "out", "hf")
+    stored, original = (
+        load_file(place / "model.safetensors") for place in (tmp_path / "out", folder)
+    )
+    assert stored.keys() == original.keys()
+    for name, values in original.items():
+        assert stored[name].dtype == values.dtype == "bfloat16"
+        assert stored[name].tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_export_in_another_dtype_rounds_as_torch(tmp_path, dtype):
+    model = random_llama()
+    convert(open_source(save(model, tmp_path / "in")), tmp_path / "out", "hf", dtype=dtype)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert again.dtype == getattr(torch, dtype)
+    rounded = model.to(getattr(torch, dtype)).state_dict()
+    for name, values in again.state_dict().items():
+        assert torch.equal(values, rounded[name]), name
+
+
+def test_qwen2_is_exported_as_a_llama_with_biases(tmp_path):
+    torch.manual_seed(0)
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**TINY)).eval()
+    randomize_vectors(model)
+    convert(open_source(save(model, tmp_path / "in")), tmp_path / "out", "hf")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert isinstance(again, transformers.LlamaForCausalLM)
+    tokens = random_tokens(TINY["vocab_size"])
+    theirs, ours = transformers_logits(model, tokens), transformers_logits(again, tokens)
+    assert np.abs(theirs - ours).max() < 1e-5
+
+
+def _damage(folder, change):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("lm_head.weight"), "lm_head.weight is missing"),
+        (lambda t: t.update(extra=np.zeros(3)), "extra has no place"),
+        (lambda t: t.update({"model.norm.weight": np.zeros(3)}), "model.norm.weight has shape"),
+        (
+            lambda t: t.update({"model.norm.weight": np.zeros(32, np.int8)}),
+            "model.norm.weight is stored as I8",
+        ),
+    ],
+)
+def test_wrong_tensors_are_refused(tmp_path, change, message):
+    folder = save(random_llama(), tmp_path)
+    _damage(folder, change)
+    with pytest.raises(UserError, match=message):
+        open_source(folder)
+
+
+def test_a_bias_on_the_attention_output_is_refused(tmp_path):
+    model = random_llama(attention_bias=True)
+    model.model.layers[1].self_attn.o_proj.bias.data += 1
+    with pytest.raises(UserError, match=r"layers\.1\.self_attn\.o_proj\.bias is not zero"):
+        open_source(save(model, tmp_path))
+
+
+def test_a_tied_model_with_another_head_is_refused(tmp_path):
+    folder = save(random_llama(tie_word_embeddings=True), tmp_path)
+    _damage(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 0}))
+    open_source(folder)
+    _damage(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}))
+    with pytest.raises(UserError, match="tie_word_embeddings"):
+        open_source(folder)
+
+
+def test_damaged_and_missing_files_are_explained(tmp_path):
+    folder = save(random_llama(), tmp_path)
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"model\.safetensors: cannot be read as safetensors"):
+        open_source(folder)
+    weights.rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin, a pickle"):
+        open_source(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../../elsewhere.safetensors"}}))
+    with pytest.raises(UserError, match="is not the name of a file"):
+        open_source(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: is not JSON"):
+        open_source(folder)
+
+
+def test_padding_rows_are_left_out(tmp_path):
+    source = open_source(save(random_llama(), tmp_path / "in"))
+    convert(source, tmp_path / "plain", "hf")
+    source.config = source.config.model_copy(update={"padded_vocab_size": 128})
+    plain_read = source.read
+
+    def read_padded(name):
+        values = plain_read(name)
+        rows = {"embed_tokens": ((0, 27), (0, 0)), "lm_head": ((0, 0), (0, 27))}
+        return np.pad(values, rows[name]) if name in rows else values
+
+    source.read = read_padded
+    convert(source, tmp_path / "padded", "hf")
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "padded" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
+
+
+def test_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path):
+    source = open_source(save(random_llama(), tmp_path / "in"))
+    with pytest.raises(UserError, match=f"has {TOKENIZER_VOCAB} tokens"):
+        convert(source, tmp_path / "out", "hf", tokenizer=train_tiny_tokenizer(tmp_path))
+    assert not (tmp_path / "out").exists()
