@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from dongwu_jax.command_line import run_command_line
 from dongwu_jax.data.document_encoder import EncodingSettings
 from dongwu_jax.data.indexed_dataset import token_dtype
 from dongwu_jax.data.jsonl import expand_inputs, parse_texts, read_lines
 from dongwu_jax.data.preprocess import preprocess
-from dongwu_jax.errors import UserError, run_command_line
+from dongwu_jax.errors import UserError
 
 
 def main() -> None:

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dongwu_jax.command_line import run_command_line
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.data.beginning import beginning_ids
 from dongwu_jax.data.tokenizers import Tokenizer
-from dongwu_jax.errors import UserError, run_command_line
+from dongwu_jax.errors import UserError
 from dongwu_jax.interop.inference import load_model
 from dongwu_jax.models.decoding import cached_hidden_states, empty_cache
 from dongwu_jax.models.llama import Llama

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dongwu_jax.command_line import run_command_line
 from dongwu_jax.config import RunConfig, load_config
-from dongwu_jax.errors import UserError, run_command_line
+from dongwu_jax.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -5,13 +5,11 @@ Example:
 """
 
 import argparse
-import logging
 
-from rich.logging import RichHandler
-
+from dongwu_jax.command_line import run_command_line
 from dongwu_jax.config import RunConfig, dump_config, load_config
 from dongwu_jax.config.help import config_help
-from dongwu_jax.errors import UserError, run_command_line
+from dongwu_jax.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,11 +21,6 @@ def main(arguments: list[str] | None = None) -> int:
     if options.config is None:
         raise UserError("--config is missing: name a YAML file, e.g. configs/quickstart.yaml")
     config = load_config(options.config, options.overrides)
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)]
-    )
-    for name in ("absl", "orbax", "jax"):  # their chatter hides our messages
-        logging.getLogger(name).setLevel(logging.ERROR)
     _run(config, options)
     return 0
 

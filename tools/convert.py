@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from dongwu_jax.errors import UserError, run_command_line
+from dongwu_jax.command_line import run_command_line
+from dongwu_jax.errors import UserError
 from dongwu_jax.interop.convert import TARGET_FORMATS, convert
 from dongwu_jax.interop.safetensors_files import DTYPES
 from dongwu_jax.interop.sources import open_source

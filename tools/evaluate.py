@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from dongwu_jax.errors import UserError, run_command_line
+from dongwu_jax.command_line import run_command_line
+from dongwu_jax.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,6 +10,7 @@ Example:
 import argparse
 from pathlib import Path
 
+from dongwu_jax.command_line import run_command_line
 from dongwu_jax.data.corpora import (
     china_finance_laws,
     china_law_database,
@@ -17,7 +18,7 @@ from dongwu_jax.data.corpora import (
     python_library,
     write_split,
 )
-from dongwu_jax.errors import UserError, run_command_line
+from dongwu_jax.errors import UserError
 
 
 def main() -> int:

@@ -8,8 +8,8 @@ import argparse
 import logging
 from pathlib import Path
 
+from dongwu_jax.command_line import run_command_line
 from dongwu_jax.data.merge import merge_datasets
-from dongwu_jax.errors import run_command_line
 
 
 def main() -> None:

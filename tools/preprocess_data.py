@@ -14,10 +14,11 @@ import logging
 import os
 from pathlib import Path
 
+from dongwu_jax.command_line import run_command_line
 from dongwu_jax.data.document_encoder import EncodingSettings
 from dongwu_jax.data.jsonl import expand_inputs
 from dongwu_jax.data.preprocess import preprocess
-from dongwu_jax.errors import UserError, run_command_line
+from dongwu_jax.errors import UserError
 
 
 def main() -> None:

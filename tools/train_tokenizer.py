@@ -10,10 +10,11 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dongwu_jax.command_line import run_command_line
 from dongwu_jax.data.jsonl import block_lines, expand_inputs, parse_texts, read_blocks
 from dongwu_jax.data.progress import ByteProgress
 from dongwu_jax.data.tokenizer_training import train_sentencepiece
-from dongwu_jax.errors import UserError, run_command_line
+from dongwu_jax.errors import UserError
 
 
 def main() -> None:

@@ -1,0 +1,35 @@
+"""What every command line shares: exit codes, one clear error, readable log lines."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from rich.logging import RichHandler
+
+from dongwu_jax.errors import UserError
+
+_CHATTY_LIBRARIES = ("absl", "jax", "orbax", "grain")
+
+
+def run_command_line(main: Callable[[], int | None]) -> None:
+    """Run `main` and exit: 0 on success, 1 with one clear line on a `UserError`, 130 on Ctrl-C."""
+    _configure_logging()
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _configure_logging() -> None:
+    """Our own messages from `info` on; of the libraries' only errors."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(show_path=False, log_time_format="[%X]")],
+    )
+    for name in _CHATTY_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
