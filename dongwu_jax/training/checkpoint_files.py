@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -17,9 +18,8 @@ class FilesHandler(ocp.CheckpointHandler):
             for file in args.files:
                 (directory / file.name).write_bytes(file.read_bytes())
 
-    def restore(self, directory: epath.Path, args: "RestoreFiles | None" = None) -> list[Path]:
-        """The files, where they lie inside the checkpoint."""
-        return [Path(file) for file in sorted(directory.iterdir()) if file.is_file()]
+    def restore(self, directory: epath.Path, args: Any = None) -> None:
+        """Nothing to load: the files are read where they lie."""
 
 
 @ocp.args.register_with_handler(FilesHandler, for_save=True)
@@ -33,4 +33,4 @@ class SaveFiles(ocp.args.CheckpointArgs):
 @ocp.args.register_with_handler(FilesHandler, for_restore=True)
 @dataclass
 class RestoreFiles(ocp.args.CheckpointArgs):
-    """Ask where the kept files lie."""
+    """Orbax wants a handler to name its restore arguments, too."""
