@@ -4,15 +4,18 @@ Example:
     python benchmarks/preprocess.py --tokenizer-model tokenizer.model --input en.jsonl zh.jsonl
 
 Documents with more than a fifth of Chinese characters are the case "chinese", the others
-"english", all of them in their order "mixed". Ours is the whole job: reading, encoding in worker
-processes, writing both files. Theirs is json.loads, encode and tobytes for each line, without
-writing. Processor seconds include child processes. Both see the same text in turn, several times.
-Text that is repeated to reach --megabytes repeats its words too: give enough of it.
+"english", and where there are both, all of them in their order are "mixed". Ours is the whole job:
+reading, encoding in worker processes, writing both files. Theirs is json.loads, encode and tobytes
+for each line, without writing. Both load the tokenizer; processor seconds include child processes.
+
+Every text is read once: repeated text repeats its words too, which is easier for us. Less than
+5 MB is over too soon to be measured, and is repeated only where --megabytes asks for it; `repeats`
+in the output says how often the text was read.
 """
 
 import argparse
 import json
-import os
+import resource
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -28,6 +31,8 @@ from dongwu_jax.data.jsonl import expand_inputs, parse_texts, read_lines
 from dongwu_jax.data.preprocess import preprocess
 from dongwu_jax.errors import UserError
 
+_MIN_BYTES = 5_000_000
+
 
 def main() -> None:
     """Measure every case that the input has and print one line of JSON for each."""
@@ -36,30 +41,43 @@ def main() -> None:
     )
     parser.add_argument("--input", nargs="+", required=True, help="JSON lines with a key `text`")
     parser.add_argument("--tokenizer-model", type=Path, required=True, help="of sentencepiece")
-    parser.add_argument("--megabytes", type=float, default=50, help="of JSON per case")
+    parser.add_argument("--megabytes", type=float, help="repeat each case to this much JSON")
     parser.add_argument("--workers", type=int, default=1, help="of ours")
-    parser.add_argument("--repeats", type=int, default=3, help="the median counts")
+    parser.add_argument("--runs", type=int, default=3, help="the median counts")
     arguments = parser.parse_args()
-    lines: dict[str, list[bytes]] = {"english": [], "chinese": [], "mixed": []}
+    lines: dict[str, list[bytes]] = {"english": [], "chinese": []}
+    mixed = []
     for path, number, line in read_lines(expand_inputs(arguments.input)):
         text = parse_texts(line, ["text"], path, number)[0][0]
         lines["chinese" if _is_chinese(text) else "english"].append(line)
-        lines["mixed"].append(line)
-    for case, case_lines in lines.items():
-        if case_lines:
-            _measure(case, case_lines, arguments)
+        mixed.append(line)
+    if all(lines.values()):
+        lines["mixed"] = mixed
+    cases = {case: b"\n".join(found) + b"\n" for case, found in lines.items() if found}
+    repeats = {case: _repeats(case, len(data), arguments.megabytes) for case, data in cases.items()}
+    for case, data in cases.items():
+        _measure(case, data, repeats[case], arguments)
+
+
+def _repeats(case: str, size: int, megabytes: float | None) -> int:
+    if megabytes is not None:
+        return max(1, round(megabytes * 1e6 / size))
+    if size < _MIN_BYTES:
+        raise UserError(
+            f"--input: {size / 1e6:.1f} MB of {case} text is less than {_MIN_BYTES / 1e6:.0f} MB; "
+            "give more text, or repeat it with --megabytes 50"
+        )
+    return 1
 
 
 def _is_chinese(text: str) -> bool:
     return sum("\u4e00" <= char <= "\u9fff" for char in text) > len(text) / 5
 
 
-def _measure(case: str, lines: list[bytes], arguments: argparse.Namespace) -> None:
+def _measure(case: str, data: bytes, repeats: int, arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         corpus = Path(name) / "corpus.jsonl"
-        size = sum(len(line) + 1 for line in lines)
-        repetitions = max(1, round(arguments.megabytes * 1e6 / size))
-        corpus.write_bytes(b"".join(line + b"\n" for line in lines) * repetitions)
+        corpus.write_bytes(data * repeats)
         settings = EncodingSettings("GPTSentencePieceTokenizer", arguments.tokenizer_model)
         prefix = Path(name) / "out"
 
@@ -72,12 +90,12 @@ def _measure(case: str, lines: list[bytes], arguments: argparse.Namespace) -> No
             return _sentencepiece_loop(corpus, arguments.tokenizer_model)
 
         speeds = [
-            (_tokens_per_second(ours), _tokens_per_second(theirs)) for _ in range(arguments.repeats)
+            (_tokens_per_second(ours), _tokens_per_second(theirs)) for _ in range(arguments.runs)
         ]
         result = {
             "case": case,
             "megabytes": round(corpus.stat().st_size / 1e6, 1),
-            "repetitions_of_text": repetitions,
+            "repeats": repeats,
             "ours_tokens_per_cpu_second": round(statistics.median(our for our, _ in speeds)),
             "theirs_tokens_per_cpu_second": round(statistics.median(their for _, their in speeds)),
             "ratio": round(statistics.median(our / their for our, their in speeds), 2),
@@ -97,11 +115,17 @@ def _sentencepiece_loop(corpus: Path, model: Path) -> int:
 
 
 def _tokens_per_second(job: Callable[[], int]) -> float:
-    before = sum(os.times()[:4])
+    before = _processor_seconds()
     tokens = job()
     if not tokens:
         raise UserError("the input has no tokens")
-    return tokens / (sum(os.times()[:4]) - before)
+    return tokens / (_processor_seconds() - before)
+
+
+def _processor_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Callable
 
+from rich.console import Console
 from rich.logging import RichHandler
 
 from dongwu_jax.errors import UserError
@@ -25,11 +26,13 @@ def run_command_line(main: Callable[[], int | None]) -> None:
 
 
 def _configure_logging() -> None:
-    """Our own messages from `info` on; of the libraries' only errors."""
+    """Our own messages from `info` on, of the libraries' only errors; stdout is for results."""
     logging.basicConfig(
         level=logging.INFO,
         format="%(message)s",
-        handlers=[RichHandler(show_path=False, log_time_format="[%X]")],
+        handlers=[
+            RichHandler(console=Console(stderr=True), show_path=False, log_time_format="[%X]")
+        ],
     )
     for name in _CHATTY_LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)

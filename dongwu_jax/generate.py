@@ -54,7 +54,7 @@ def generate(
     Raises:
         UserError: a prompt is empty or too long, or a setting is out of range.
     """
-    _check(config, prompts, max_new_tokens, temperature, top_p)
+    _check(config, prompts, max_new_tokens, temperature, top_p, seed)
     lengths = [len(prompt) for prompt in prompts]
     width = _round_up(max(lengths))
     padded = np.zeros((len(prompts), width), np.int32)  # right padding is overwritten before use
@@ -84,15 +84,18 @@ def _check(
     max_new_tokens: int,
     temperature: float,
     top_p: float,
+    seed: int,
 ) -> None:
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise UserError("a prompt is empty; give at least one token, e.g. the beginning token")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1")
-    if temperature < 0:
-        raise UserError(f"temperature={temperature}: must be 0 or more")
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature={temperature}: must be a number of at least 0")
     if not 0 < top_p <= 1:
         raise UserError(f"top_p={top_p}: must be above 0 and at most 1")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed}: must be 0 or more and below {2**32}")
     longest = max(map(len, prompts))
     if longest + max_new_tokens > config.max_position_embeddings:
         raise UserError(
@@ -186,8 +189,10 @@ def _round_up(length: int) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Parse, load, generate, print."""
     options = _parse(arguments)
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size {options.batch_size}: must be at least 1")
     texts = [
-        *options.prompt,
+        *map(_checked_prompt, options.prompt),
         *(_read_prompts(options.prompts_file) if options.prompts_file else []),
     ]
     if not texts:
@@ -232,22 +237,34 @@ def _continuation(tokenizer: Tokenizer, prompt: list[int], new: list[int]) -> st
     return whole.removeprefix(before) if whole.startswith(before) else tokenizer.decode(new)
 
 
+def _checked_prompt(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"--prompt: is not UTF-8 at character {error.start + 1}") from None
+    return text
+
+
 def _read_prompts(path: Path) -> list[str]:
     """One prompt a line: JSON objects with the key `prompt` in a .jsonl file, else plain text."""
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 at byte {error.start}; convert it") from None
     if path.suffix != ".jsonl":
         return lines
     prompts = []
     for number, line in enumerate(lines, 1):
         try:
-            prompts.append(json.loads(line)["prompt"])
-        except (ValueError, KeyError, TypeError):
+            prompt = json.loads(line)["prompt"]
+            prompt.encode()
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f'{path}: prompt {number} is not a line such as {{"prompt": "..."}}'
             ) from None
+        prompts.append(prompt)
     return prompts
 
 

@@ -222,7 +222,7 @@ def _summary(
     return {
         "model": tour.model,
         "corpus": corpus,
-        "parameters": after["parameters"],
+        "parameters": _parameter_count(tour.checkpoints),
         "steps": config.steps,
         "tokens_trained": tokens,
         "first_loss": steps[0]["loss"],
@@ -243,6 +243,14 @@ def _summary(
             "export": str(tour.export),
         },
     }
+
+
+def _parameter_count(checkpoints: Path) -> int:
+    # Only now: importing JAX takes seconds, and the tour should start at once.
+    from dongwu_jax.models.parameters import abstract_parameters, parameter_count
+    from dongwu_jax.training.checkpoints import read_model_config
+
+    return parameter_count(abstract_parameters(read_model_config(checkpoints)))
 
 
 def _print_summary(summary: dict[str, Any], target: Path) -> None:

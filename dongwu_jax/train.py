@@ -20,6 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.config is None:
         raise UserError("--config is missing: name a YAML file, e.g. configs/quickstart.yaml")
+    if options.stop_after is not None and options.stop_after < 0:
+        raise UserError(f"--stop-after {options.stop_after}: must be 0 or more")
     config = load_config(options.config, options.overrides)
     _run(config, options)
     return 0
@@ -60,7 +62,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--help-config", action="store_true", help="list every setting with its meaning and exit"
     )
     parser.add_argument(
-        "--stop-after", type=int, metavar="N", help="save and stop after N steps of this run"
+        "--stop-after",
+        type=int,
+        metavar="N",
+        help="save and stop after N steps of this run; 0 saves the initial weights",
     )
     return parser.parse_intermixed_args(arguments)
 

@@ -7,16 +7,18 @@ Example:
 
 import argparse
 import re
+from math import prod
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+import numpy as np
 
 from dongwu_jax.command_line import run_command_line
+from dongwu_jax.data.progress import ByteProgress
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.convert import TARGET_FORMATS, convert
 from dongwu_jax.interop.safetensors_files import DTYPES
-from dongwu_jax.interop.sources import open_source
+from dongwu_jax.interop.sources import ModelSource, open_source
+from dongwu_jax.interop.tensors import model_tensors
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _NAMES = {"hf": "a Hugging Face folder", "gguf": "a GGUF file", "dongwu": "a dongwu checkpoint"}
@@ -25,34 +27,42 @@ _NAMES = {"hf": "a Hugging Face folder", "gguf": "a GGUF file", "dongwu": "a don
 def main(command_line: list[str] | None = None) -> int:
     """Parse the command line, convert, report."""
     arguments = _parser().parse_args(command_line)
-    console = Console(stderr=True)
     if arguments.target.resolve() in arguments.source.resolve().parents:
         raise UserError(f"--to {arguments.target} holds --from {arguments.source}")
     source = open_source(arguments.source)
     try:
-        tensors = len(source.names())
-        tokenizer = arguments.tokenizer or source.tokenizer
-        console.print(
-            f"{arguments.source} is {_NAMES[source.format]}: {tensors} tensors, {source.dtype}, "
-            f"{'with' if tokenizer else 'without'} tokenizer"
-        )
-        columns = ("converting", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("tensors", total=tensors)
-            convert(
-                source,
-                arguments.target,
-                arguments.to_format,
-                dtype=arguments.dtype,
-                tokenizer=tokenizer,
-                max_shard_bytes=arguments.max_shard_size,
-                overwrite=arguments.overwrite,
-                progress=lambda name: bar.advance(task),
-            )
-        console.print(f"wrote {arguments.target}")
-        return 0
+        _convert(source, arguments)
     finally:
         source.close()
+    return 0
+
+
+def _convert(source: ModelSource, arguments: argparse.Namespace) -> None:
+    dtype = "float32" if arguments.to_format == "dongwu" else arguments.dtype or source.dtype
+    shapes = [tensor.shape for tensor in model_tensors(source.config)]
+    written: list[int] = []  # bytes of each tensor
+
+    def advance(num_bytes: int) -> None:
+        written.append(num_bytes)
+        bar.update(sum(written), tensors=len(written))
+
+    total = sum(map(prod, shapes)) * np.dtype(dtype).itemsize
+    with ByteProgress("convert", total, tensors=0) as bar:
+        convert(
+            source,
+            arguments.target,
+            arguments.to_format,
+            dtype=arguments.dtype,
+            tokenizer=arguments.tokenizer,
+            max_shard_bytes=arguments.max_shard_size,
+            overwrite=arguments.overwrite,
+            progress=advance,
+        )
+    tokenizer = arguments.tokenizer or source.tokenizer
+    print(
+        f"{arguments.source} is {_NAMES[source.format]}: {len(shapes)} tensors, {source.dtype}, "
+        f"{'with' if tokenizer else 'without'} tokenizer; wrote {arguments.target}"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,16 +6,24 @@ Example:
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from dongwu_jax.command_line import run_command_line
 from dongwu_jax.errors import UserError
+from dongwu_jax.output_files import check_output_file, write_output_file
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,12 +44,20 @@ def _perplexity(options: argparse.Namespace) -> None:
         raise UserError(f"--length {options.length}: must be at least 1")
     if options.max_tokens is not None and options.max_tokens < 1:
         raise UserError(f"--max-tokens {options.max_tokens}: must be at least 1")
+    if options.json is not None:
+        check_output_file(options.json)
     model = load_model(options.model, options.dtype, options.tokenizer)
     longest = model.config.max_position_embeddings
     if options.length > longest:
         console.print(f"note: --length {options.length} is beyond the model's {longest} positions")
     stream = read_token_stream(options.data, model.tokenizer, options.max_tokens)
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        "{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("tokens", total=len(stream.tokens) - 1)
         result = chunked_perplexity(
@@ -68,7 +84,15 @@ def _perplexity(options: argparse.Namespace) -> None:
     }
     _show(report)
     if options.json is not None:
-        _write_json(options.json, report)
+        content = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+        write_output_file(options.json, content.encode())
+
+
+class _Rate(ProgressColumn):
+    """Tokens a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f} tokens/s")
 
 
 def _show(report: dict[str, Any]) -> None:
@@ -76,15 +100,6 @@ def _show(report: dict[str, Any]) -> None:
     for name, value in report.items():
         table.add_row(name, f"{value:,.4f}" if isinstance(value, float) else str(value))
     Console().print(table)
-
-
-def _write_json(path: Path, report: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"--json {path}: cannot be written: {error}") from None
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

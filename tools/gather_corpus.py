@@ -20,9 +20,13 @@ from dongwu_jax.data.corpora import (
 )
 from dongwu_jax.errors import UserError
 
+_SOURCES = ("auto", "china-law", "python-library")
 
-def main() -> int:
-    options = _parse()
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line, choose the source, write."""
+    options = _parse(arguments)
+    _check_output(options)
     database = china_law_database()
     source = options.source
     if source == "auto":
@@ -33,8 +37,10 @@ def main() -> int:
         documents = china_finance_laws(database)
     elif source == "python-library":
         documents = python_library()
-    else:
+    elif Path(source).is_file():
         documents = json_lines(Path(source))
+    else:
+        raise UserError(f"--source {source}: must be {', '.join(_SOURCES)}, or an existing file")
     counts = write_split(documents, options.output)
     for name in ("train", "validation"):
         print(
@@ -44,7 +50,15 @@ def main() -> int:
     return 0
 
 
-def _parse() -> argparse.Namespace:
+def _check_output(options: argparse.Namespace) -> None:
+    for path in (options.output / "train.jsonl", options.output / "validation.jsonl"):
+        if path.exists() and path.resolve() == Path(options.source).resolve():
+            raise UserError(f"--output {options.output}: would replace --source {options.source}")
+        if path.exists() and not options.overwrite:
+            raise UserError(f"{path}: exists already; add --overwrite to replace it")
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,7 +69,10 @@ def _parse() -> argparse.Namespace:
         "china-law when its package is installed, else python-library",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write into")
-    return parser.parse_args()
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files of the same names in it"
+    )
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,14 @@ Example:
 """
 
 import argparse
-import logging
 from pathlib import Path
 
 from dongwu_jax.command_line import run_command_line
 from dongwu_jax.data.merge import merge_datasets
 
 
-def main() -> None:
+def main(command_line: list[str] | None = None) -> int:
     """Parse the command line and merge."""
-    logging.basicConfig(format="%(message)s")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -33,7 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a finished output of the same name"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     merged = merge_datasets(
         arguments.input, arguments.output_prefix, arguments.multimodal, arguments.overwrite
     )
@@ -41,6 +39,7 @@ def main() -> None:
         f"{merged.documents:,} documents, {merged.sequences:,} sequences, {merged.tokens:,} "
         f"tokens; wrote {arguments.output_prefix}.bin {arguments.output_prefix}.idx"
     )
+    return 0
 
 
 if __name__ == "__main__":

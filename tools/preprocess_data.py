@@ -10,8 +10,8 @@ after it was killed, it goes on where it stood. .jsonl.gz and .jsonl.zst are rea
 """
 
 import argparse
-import logging
 import os
+import sys
 from pathlib import Path
 
 from dongwu_jax.command_line import run_command_line
@@ -21,10 +21,9 @@ from dongwu_jax.data.preprocess import preprocess
 from dongwu_jax.errors import UserError
 
 
-def main() -> None:
+def main(command_line: list[str] | None = None) -> int:
     """Parse the command line and preprocess."""
-    logging.basicConfig(format="%(message)s")
-    arguments = _parser().parse_args()
+    arguments = _parser().parse_args(command_line)
     settings = EncodingSettings(
         tokenizer_type=arguments.tokenizer_type,
         tokenizer_model=arguments.tokenizer_model,
@@ -51,6 +50,9 @@ def main() -> None:
     print(f"{summary.documents:,} documents, {summary.tokens:,} tokens{skipped}; wrote")
     for prefix in summary.prefixes:
         print(f"  {prefix}.bin {prefix}.idx")
+    if not summary.documents:
+        print("warning: no line of the input became a document", file=sys.stderr)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,6 +92,7 @@ def _add_token_flags(tokens: "argparse._ArgumentGroup") -> None:
         "--tokenizer-type",
         required=True,
         choices=["Llama2Tokenizer", "GPTSentencePieceTokenizer", "HuggingFaceTokenizer"],
+        help="Megatron-LM's name of the kind; the first two read SentencePiece models",
     )
     tokens.add_argument(
         "--tokenizer-model",

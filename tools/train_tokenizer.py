@@ -6,7 +6,6 @@ Example:
 """
 
 import argparse
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,13 +16,14 @@ from dongwu_jax.data.tokenizer_training import train_sentencepiece
 from dongwu_jax.errors import UserError
 
 
-def main() -> None:
+def main(command_line: list[str] | None = None) -> int:
     """Parse the command line and train."""
-    logging.basicConfig(format="%(message)s")
-    arguments = _parser().parse_args()
-    if arguments.vocab_size < 1 or arguments.max_characters < 1:
-        raise UserError("--vocab-size and --max-characters must be at least 1")
-    if arguments.output.exists() and not arguments.overwrite:
+    arguments = _parser().parse_args(command_line)
+    for name in ("vocab_size", "max_characters"):
+        if getattr(arguments, name) < 1:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} {getattr(arguments, name)}: must be at least 1")
+    if arguments.output.is_file() and not arguments.overwrite:
         raise UserError(f"{arguments.output}: exists already; add --overwrite to replace it")
     files = expand_inputs(arguments.input)
     train_sentencepiece(
@@ -34,6 +34,7 @@ def main() -> None:
         arguments.seed,
     )
     print(f"wrote {arguments.output} with {arguments.vocab_size} pieces")
+    return 0
 
 
 def _texts(files: Sequence[Path], keys: Sequence[str]) -> Iterator[str]:
@@ -58,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--input", nargs="+", required=True, metavar="FILE", help="files, or patterns in quotes"
     )
-    parser.add_argument("--json-keys", nargs="+", default=["text"], metavar="KEY")
+    parser.add_argument(
+        "--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys to read (text)"
+    )
     parser.add_argument("--vocab-size", type=int, required=True, help="pieces, bytes included")
     parser.add_argument("--output", type=Path, required=True, help="the .model file to write")
     parser.add_argument(

@@ -56,10 +56,12 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Settings:
         raise UserError(f"{path}: `base:` goes in a circle: {files}")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 at byte {error.start}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML: {error}") from None
+        raise UserError(f"{path}: is not YAML: {_yaml_problem(error)}") from None
     settings = {} if settings is None else settings
     if not isinstance(settings, dict):
         raise UserError(f"{path}: must hold sections such as `model:`, not a {_kind(settings)}")
@@ -93,7 +95,9 @@ def _apply_override(settings: Settings, override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not YAML: {error}") from None
+        raise UserError(
+            f"override {override!r}: the value is not YAML: {_yaml_problem(error)}"
+        ) from None
     if isinstance(value, str):  # YAML 1.1 reads 3e-4 as a text
         value = _as_number(value)
     for key in keys[:-1]:
@@ -159,6 +163,14 @@ def setting_names() -> list[str]:
         for section, info in RunConfig.model_fields.items()
         for field in info.annotation.model_fields  # type: ignore[union-attr]
     ]
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where, on one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem}, line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 def _kind(value: object) -> str:

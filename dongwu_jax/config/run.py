@@ -36,11 +36,21 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check_across_sections(self) -> "RunConfig":
         model, data, optimizer = self.model, self.data, self.optimizer
-        if data.sequence_length > model.max_position_embeddings:
+        # What initial weights bring is checked once they are there, in the resolved run.
+        from_weights = self.training.initial_weights is not None
+        known = model.model_fields_set if from_weights else type(model).model_fields.keys()
+        if (
+            "max_position_embeddings" in known
+            and data.sequence_length > model.max_position_embeddings
+        ):
             raise ValueError(
                 f"data.sequence_length={data.sequence_length} is longer than "
                 f"model.max_position_embeddings={model.max_position_embeddings}; raise the latter, "
                 "or set model.rope_scaling to extend the context"
+            )
+        if data.eod_mask_loss and "vocab_size" in known and data.eod_token >= model.vocab_size:
+            raise ValueError(
+                f"data.eod_token={data.eod_token} is not below model.vocab_size={model.vocab_size}"
             )
         if self.schedule.min_learning_rate > optimizer.learning_rate:
             raise ValueError(
@@ -55,7 +65,9 @@ class RunConfig(Section):
                 f"training.loss_chunk_tokens={self.training.loss_chunk_tokens}"
             )
         if self.steps < 1:
-            raise ValueError("training.duration is shorter than one step")
+            raise ValueError(
+                f"training.duration={self.training.duration} is shorter than one step; lengthen it"
+            )
         return self
 
     @property
@@ -77,7 +89,7 @@ class RunConfig(Section):
             if device_count % others:
                 raise ValueError(
                     f"mesh: pipe x fsdp x context x tensor = {others} does not divide the "
-                    f"{device_count} devices that are here"
+                    f"{device_count} devices that are here; lower one of them"
                 )
             sizes["data"] = device_count // others
         product = 1

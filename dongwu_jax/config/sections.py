@@ -208,7 +208,9 @@ class TrainingConfig(Section):
     micro_batch_size: PositiveInt = Field(
         1, description="sequences a data-parallel replica holds at once; the rest is accumulated"
     )
-    seed: NonNegativeInt = Field(0, description="seed of freshly initialised weights")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        0, description="seed of freshly initialised weights"
+    )
     initial_weights: Path | None = Field(
         None,
         description="model to start from (Hugging Face folder, GGUF file or our checkpoint); "

@@ -3,6 +3,7 @@
 Each source yields documents as `{"text": ..., "source": ...}`.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -92,14 +93,21 @@ def write_split(
         Documents and UTF-8 bytes of text in each file.
 
     Raises:
-        UserError: one of the two would be empty.
+        UserError: one of the two would be empty, or the folder cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     paths = {name: directory / f"{name}.jsonl" for name in ("train", "validation")}
     temporary = {name: path.with_suffix(".jsonl.tmp") for name, path in paths.items()}
     counts = {f"{name}_{unit}": 0 for name in paths for unit in ("documents", "bytes")}
-    files = {name: path.open("w", encoding="utf-8") for name, path in temporary.items()}
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove, temporary.values())
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            files = {
+                name: stack.enter_context(path.open("w", encoding="utf-8"))
+                for name, path in temporary.items()
+            }
+        except OSError as error:
+            raise UserError(f"{directory}: cannot be written: {error.strerror}") from None
         for document in documents:
             encoded = document["text"].encode("utf-8", errors="replace")
             if len(document["text"]) < _SMALLEST_DOCUMENT:
@@ -109,16 +117,20 @@ def write_split(
             files[name].write(json.dumps(document, ensure_ascii=False) + "\n")
             counts[f"{name}_documents"] += 1
             counts[f"{name}_bytes"] += len(encoded)
-    finally:
+        if not (counts["train_documents"] and counts["validation_documents"]):
+            raise UserError(
+                f"{directory}: too few documents of {_SMALLEST_DOCUMENT} characters or more to "
+                f"keep some for validation: {counts['train_documents']} for training, "
+                f"{counts['validation_documents']} for validation; give more text"
+            )
         for file in files.values():
             file.close()
-    if not (counts["train_documents"] and counts["validation_documents"]):
-        for path in temporary.values():
-            path.unlink()
-        raise UserError(
-            f"{directory}: too few documents of {_SMALLEST_DOCUMENT} characters or more to keep "
-            f"some for validation: {counts}"
-        )
-    for name, path in paths.items():
-        os.replace(temporary[name], path)
+        for name, path in paths.items():
+            os.replace(temporary[name], path)
     return counts
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()

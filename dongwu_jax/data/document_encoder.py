@@ -1,5 +1,6 @@
 """From lines of JSON to the tokens and sequence lengths of documents, as Megatron writes them."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,11 +85,6 @@ class DocumentEncoder:
         self._settings = settings
         tokenizer = _load(settings)
         self._tokenizer = tokenizer
-        self._segments = (
-            SegmentEncoder(tokenizer)
-            if isinstance(tokenizer, SentencePieceTokenizer) and SegmentEncoder.supports(tokenizer)
-            else None
-        )
         self.dtype = token_dtype(tokenizer.vocab_size)
         self._bos_policy = settings.bos or _default_bos(settings, tokenizer)
         self._bos = self._eod = -1
@@ -96,6 +92,18 @@ class DocumentEncoder:
             self._bos = self._required(tokenizer.bos_id, "beginning", "--bos none")
         if settings.append_eod:
             self._eod = self._required(tokenizer.eos_id, "end", "no --append-eod")
+
+    @functools.cached_property
+    def _segments(self) -> SegmentEncoder | None:
+        """Made when first needed: it takes longer than reading the tokenizer."""
+        tokenizer = self._tokenizer
+        if isinstance(tokenizer, SentencePieceTokenizer) and SegmentEncoder.supports(tokenizer):
+            return SegmentEncoder(tokenizer)
+        return None
+
+    def __reduce__(self) -> tuple[type["DocumentEncoder"], tuple[EncodingSettings]]:
+        """Another process makes its own: tables are faster to make than to send."""
+        return DocumentEncoder, (self._settings,)
 
     def _required(self, token_id: int | None, name: str, way_out: str) -> int:
         if token_id is None:

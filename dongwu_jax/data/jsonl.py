@@ -131,8 +131,8 @@ def _texts_of(record: dict[str, Any], key: str, path: Path, number: int) -> list
     if key not in record:
         present = ", ".join(list(record)[:10]) or "none"
         raise UserError(
-            f"{path}:{number}: has no key {key!r} (its keys: {present}); name the right ones "
-            "with --json-keys"
+            f"{path}:{number}: has no key {key!r} (its keys: {present}); rename one, or name "
+            "the right ones with --json-keys (preprocess_data and train_tokenizer)"
         )
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
         return value

@@ -92,7 +92,7 @@ def preprocess(
     Raises:
         UserError: inputs, tokenizer or outputs are not as they must be.
     """
-    dtype = DocumentEncoder(settings).dtype
+    encoder = DocumentEncoder(settings)
     prefixes = _output_prefixes(settings, output_prefix, overwrite)
     identity = run_identity(settings, inputs)
     state_file = state_path(output_prefix)
@@ -102,12 +102,14 @@ def preprocess(
     with contextlib.ExitStack() as stack:
         writers = [
             stack.enter_context(
-                IndexedDatasetWriter(p, dtype, continue_from=state.written[i] if state else None)
+                IndexedDatasetWriter(
+                    p, encoder.dtype, continue_from=state.written[i] if state else None
+                )
             )
             for i, p in enumerate(prefixes)
         ]
         job = _Job(inputs, writers, state, functools.partial(save_state, state_file, identity))
-        job.run(settings, workers, skip_bad_lines, log_interval, checkpoint_seconds)
+        job.run(encoder, workers, skip_bad_lines, log_interval, checkpoint_seconds)
     state_file.unlink(missing_ok=True)
     documents, tokens = job.counts()
     return PreprocessSummary(prefixes, documents, tokens, job.bad_lines)
@@ -131,14 +133,14 @@ class _Job:
 
     def run(
         self,
-        settings: EncodingSettings,
+        encoder: DocumentEncoder,
         workers: int,
         skip_bad_lines: bool,
         log_interval: int,
         checkpoint_seconds: float,
     ) -> None:
         """Do all the work; whatever stops it, what was written before is kept."""
-        make_work = functools.partial(_make_work, settings, skip_bad_lines)
+        make_work = functools.partial(_make_work, encoder, skip_bad_lines)
         workers = max(1, min(workers, sum(self._sizes) // _MIN_BYTES_PER_WORKER))
         done = sum(self._sizes[: self._first.file])
         saved_at = time.monotonic()
@@ -193,9 +195,7 @@ class _Job:
             self._save(PreprocessState(*self._reached, self.bad_lines, positions))
 
 
-def _make_work(settings: EncodingSettings, skip_bad_lines: bool) -> Callable[[_Source], _Encoded]:
-    encoder = DocumentEncoder(settings)
-
+def _make_work(encoder: DocumentEncoder, skip_bad_lines: bool) -> Callable[[_Source], _Encoded]:
     def work(source: _Source) -> _Encoded:
         block = source.block
         documents = encoder.encode_block(block, skip_bad_lines)

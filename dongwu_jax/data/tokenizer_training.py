@@ -11,6 +11,7 @@ from pathlib import Path
 import sentencepiece
 
 from dongwu_jax.errors import UserError
+from dongwu_jax.output_files import check_output_file, write_output_file
 
 _MAX_PART_BYTES = 4000  # the trainer drops sentences beyond max_sentence_length
 _MAX_CHARS_PER_PART = _MAX_PART_BYTES // 4
@@ -36,8 +37,12 @@ def train_sentencepiece(
         seed: of the sample.
 
     Raises:
-        UserError: there is no text, or the vocabulary does not fit the corpus.
+        UserError: there is no text, the vocabulary does not fit the corpus, or the file cannot be
+            written.
     """
+    if model_path.suffix != ".model":
+        raise UserError(f"{model_path}: the name of a SentencePiece model must end in .model")
+    check_output_file(model_path)
     sample = _sample(texts, max_characters, seed)
     if not any(part.strip() for part in sample):
         raise UserError("the input has no text to train a tokenizer on")
@@ -65,10 +70,7 @@ def train_sentencepiece(
         )
     except (RuntimeError, OSError) as error:
         raise UserError(_explain(str(error), vocab_size)) from None
-    model_path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = model_path.with_name(model_path.name + ".partial")
-    temporary.write_bytes(model.getvalue())
-    os.replace(temporary, model_path)
+    write_output_file(model_path, model.getvalue())
 
 
 def _sample(texts: Iterable[str], max_characters: int, seed: int) -> list[str]:

@@ -101,7 +101,8 @@ class HuggingFaceTokenizer:
         if added not in ([], [self.bos_id]):
             raise UserError(
                 f"{self.path}: adds the tokens {added} to every text, not only BOS "
-                f"({self.bos_id}); say with --bos whether documents begin with BOS"
+                f"({self.bos_id}); change its post_processor "
+                "(or, in preprocess_data, say with --bos where BOS is put)"
             )
         return bool(added)
 
@@ -136,6 +137,23 @@ def load_tokenizer(path: Path | str) -> SentencePieceTokenizer | HuggingFaceToke
     """
     file = _tokenizer_file(Path(path))
     return HuggingFaceTokenizer(file) if file.suffix == ".json" else SentencePieceTokenizer(file)
+
+
+def load_fitting_tokenizer(
+    path: Path | str, vocab_size: int
+) -> SentencePieceTokenizer | HuggingFaceTokenizer:
+    """The tokenizer at `path`, for a model of this vocabulary, which may be larger.
+
+    Raises:
+        UserError: there is no tokenizer, or it is damaged, or has tokens that the model lacks.
+    """
+    tokenizer = load_tokenizer(path)
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocab_size is "
+            f"{vocab_size}; this tokenizer does not belong to the model"
+        )
+    return tokenizer
 
 
 def tokenizer_files(path: Path | str) -> list[Path]:

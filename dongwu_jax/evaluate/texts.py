@@ -59,10 +59,10 @@ def read_token_stream(data: Path, tokenizer: AnyTokenizer, max_tokens: int | Non
         num_bytes += document.num_bytes
         if num_tokens == limit:
             break
-    if num_tokens < 2:
-        raise UserError(f"{data}: holds no text to predict")
-    stream = np.concatenate(tokens)
+    stream = np.concatenate(tokens) if tokens else np.empty(0, np.int32)
     num_bytes -= _decoded_bytes(tokenizer, stream[:1].tolist())
+    if num_tokens < 2 or num_bytes < 1:
+        raise UserError(f"{data}: holds no text to predict")
     return TokenStream(stream, num_bytes, len(tokens))
 
 
@@ -70,6 +70,10 @@ def _documents(data: Path, tokenizer: AnyTokenizer) -> Iterator[_Document]:
     if data.with_name(data.name + ".idx").is_file():
         yield from _indexed_documents(data, tokenizer)
         return
+    if data.suffix in (".bin", ".idx"):
+        raise UserError(f"{data}: write the dataset without its ending: {data.with_suffix('')}")
+    if data.is_dir():
+        raise UserError(f"{data}: is a folder; name a text file or the prefix of a dataset in it")
     if not data.is_file():
         raise UserError(f"{data}: no such file, and no indexed dataset {data}.idx")
     start = beginning_ids(tokenizer)
@@ -85,8 +89,10 @@ def _texts(data: Path) -> Iterator[str]:
         return
     try:
         yield data.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{data}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{data}: is not UTF-8 at byte {error.start}") from None
+        raise UserError(f"{data}: is not UTF-8 at byte {error.start}; convert it") from None
 
 
 def _indexed_documents(prefix: Path, tokenizer: AnyTokenizer) -> Iterator[_Document]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dongwu_jax.data.tokenizers import tokenizer_files
+from dongwu_jax.data.tokenizers import load_fitting_tokenizer, tokenizer_files
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.atomic_folder import new_folder
 from dongwu_jax.interop.hf import is_hugging_face_folder
@@ -26,7 +26,7 @@ def convert(
     tokenizer: Path | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
-    progress: Callable[[str], None] = lambda name: None,
+    progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> None:
     """Write `source` to the folder `target`; it appears there only when complete.
 
@@ -35,14 +35,17 @@ def convert(
             which needs the model in host memory.
         dtype: format of the stored weights of "hf"; None: the source's.
         tokenizer: takes the place of the source's own.
-        progress: called with each tensor's name.
+        progress: called with the bytes of each tensor that is read and stored.
 
     Raises:
-        UserError: the target exists, or the combination is impossible.
+        UserError: the target exists, the tokenizer belongs to another model, or the combination is
+            impossible.
     """
     if overwrite and target.is_dir() and any(target.iterdir()) and not _is_model(target):
         raise UserError(f"{target}: holds something else than a model; it is not overwritten")
     tokenizer = tokenizer or source.tokenizer
+    if tokenizer is not None:
+        load_fitting_tokenizer(tokenizer, source.config.vocab_size)
     if target_format == "dongwu":
         if dtype not in (None, "float32"):
             raise UserError(
@@ -65,11 +68,11 @@ def _is_model(path: Path) -> bool:
 
 
 def _write_checkpoint(
-    source: ModelSource, folder: Path, tokenizer: Path | None, progress: Callable[[str], None]
+    source: ModelSource, folder: Path, tokenizer: Path | None, progress: Callable[[int], None]
 ) -> None:
     weights = {}
     for name in source.names():
         weights[name] = np.ascontiguousarray(source.read(name), dtype=np.float32)
-        progress(name)
+        progress(weights[name].nbytes)
     files = tokenizer_files(tokenizer) if tokenizer else []
     save_weights(folder, source.config, parameter_tree(weights), files)

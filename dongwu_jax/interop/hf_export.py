@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dongwu_jax.config import ModelConfig
-from dongwu_jax.data.tokenizers import load_tokenizer
-from dongwu_jax.errors import UserError
+from dongwu_jax.data.tokenizers import load_fitting_tokenizer
 from dongwu_jax.interop.hf import HuggingFaceSource
 from dongwu_jax.interop.hf_config import Json, hugging_face_config
 from dongwu_jax.interop.hf_tokenizer import write_hugging_face_tokenizer
@@ -27,7 +26,7 @@ def write_hugging_face(
     dtype: str,
     tokenizer: Path | None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    progress: Callable[[str], None] = lambda name: None,
+    progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> None:
     """Write config, weights and tokenizer into an existing empty folder, then check them.
 
@@ -37,17 +36,12 @@ def write_hugging_face(
         read: one tensor by our name, in our layout.
         dtype: format to store, "float32", "bfloat16" or "float16".
         tokenizer: where the tokenizer lies; None: the folder gets none.
-        progress: called with each stored tensor's name.
+        progress: called with the bytes of each tensor that is written.
 
     Raises:
         UserError: the tokenizer is damaged, or larger than the model's vocabulary.
     """
-    known = load_tokenizer(tokenizer) if tokenizer else None
-    if known is not None and known.vocab_size > config.vocab_size:
-        raise UserError(
-            f"{tokenizer}: the tokenizer has {known.vocab_size} tokens, the model's vocab_size is "
-            f"{config.vocab_size}; this tokenizer does not belong to the model"
-        )
+    known = load_fitting_tokenizer(tokenizer, config.vocab_size) if tokenizer else None
     bos_id, eos_id = (known.bos_id, known.eos_id) if known else (None, None)
     exported = hugging_face_config(config, dtype, bos_id, eos_id)
     _write_json(folder / "config.json", exported)
@@ -55,8 +49,9 @@ def write_hugging_face(
     _write_json(folder / "generation_config.json", {"_from_model_config": True} | ids)
     if tokenizer is not None:
         write_hugging_face_tokenizer(tokenizer, folder, config.max_position_embeddings)
-    for name in write_safetensors(folder, _stored_tensors(config, read), dtype, max_shard_bytes):
-        progress(name)
+    tensors = _stored_tensors(config, read)
+    for num_bytes in write_safetensors(folder, tensors, dtype, max_shard_bytes):
+        progress(num_bytes)
     _check(folder, config)
 
 

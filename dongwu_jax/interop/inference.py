@@ -6,7 +6,11 @@ from pathlib import Path
 import jax
 
 from dongwu_jax.config import ModelConfig
-from dongwu_jax.data.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, load_tokenizer
+from dongwu_jax.data.tokenizers import (
+    HuggingFaceTokenizer,
+    SentencePieceTokenizer,
+    load_fitting_tokenizer,
+)
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.sources import load_parameters, open_source
 from dongwu_jax.models.parameters import Parameters, cast_matrices
@@ -37,13 +41,8 @@ def load_model(path: Path, dtype: str | None = None, tokenizer: Path | None = No
         place = tokenizer or source.tokenizer
         if place is None:
             raise UserError(f"{path}: has no tokenizer; name one with --tokenizer")
-        loaded = load_tokenizer(place)
         config = source.config
-        if loaded.vocab_size > config.vocab_size:
-            raise UserError(
-                f"{place}: the tokenizer has {loaded.vocab_size} tokens, the model's vocab_size "
-                f"is {config.vocab_size}; this tokenizer does not belong to the model"
-            )
+        loaded = load_fitting_tokenizer(place, config.vocab_size)
         dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
         parameters = cast_matrices(load_parameters(source, config), dtype)
         return LoadedModel(config, parameters, loaded, dtype)

@@ -32,7 +32,7 @@ class StoredTensor:
 
 def write_safetensors(
     folder: Path, tensors: list[StoredTensor], dtype: str, max_shard_bytes: int
-) -> Iterator[str]:
+) -> Iterator[int]:
     """Write `model.safetensors`, or shards and their index when one file is too small.
 
     Args:
@@ -40,7 +40,7 @@ def write_safetensors(
         max_shard_bytes: largest size of a file; a tensor larger than that gets its own.
 
     Yields:
-        The name of each tensor once it is written.
+        The bytes of each tensor once it is written.
     """
     shards = _shards(tensors, DTYPES[dtype].itemsize, max_shard_bytes)
     files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
@@ -74,7 +74,7 @@ def _shards(
     return shards
 
 
-def _write_shard(output: BinaryIO, shard: list[StoredTensor], dtype: str) -> Iterator[str]:
+def _write_shard(output: BinaryIO, shard: list[StoredTensor], dtype: str) -> Iterator[int]:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
     for tensor in shard:
@@ -92,7 +92,7 @@ def _write_shard(output: BinaryIO, shard: list[StoredTensor], dtype: str) -> Ite
         values = np.ascontiguousarray(tensor.read().astype(DTYPES[dtype], copy=False))
         assert values.shape == tensor.shape, (tensor.name, values.shape, tensor.shape)
         output.write(values.reshape(-1).view(np.uint8).data)
-        yield tensor.name
+        yield values.nbytes
 
 
 def _num_bytes(tensor: StoredTensor, dtype: str) -> int:

@@ -5,7 +5,9 @@ by dotted name), `optimizer`, `config` (the resolved run), `data` (fingerprint a
 `tokenizer` (its files). A step appears under its number only when it is complete.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,10 @@ class Checkpoints:
         if config.keep_every:
             policies.append(checkpoint_managers.EveryNSteps(config.keep_every))
         self.directory = config.directory.absolute()
+        if self.directory.exists() and not self.directory.is_dir():
+            raise UserError(f"checkpoint.directory={self.directory}: is a file, not a folder")
+        if self.directory.exists() and not os.access(self.directory, os.W_OK):
+            raise UserError(f"checkpoint.directory={self.directory}: no permission to write")
         try:
             self._manager = ocp.CheckpointManager(
                 self.directory,
@@ -100,14 +106,15 @@ class Checkpoints:
         assert step is not None, "restore is called when there is a step"
         wanted = named_parameters(abstract.parameters)
         _check_same_shapes(self.directory / str(step), wanted)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                parameters=ocp.args.StandardRestore(wanted),
-                optimizer=ocp.args.StandardRestore(abstract.optimizer_state),
-                data=ocp.args.JsonRestore(),
-            ),
-        )
+        with _reading(self.directory / str(step)):
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    parameters=ocp.args.StandardRestore(wanted),
+                    optimizer=ocp.args.StandardRestore(abstract.optimizer_state),
+                    data=ocp.args.JsonRestore(),
+                ),
+            )
         state = TrainState(
             jax.device_put(np.int32(step), abstract.step.sharding),
             parameter_tree(restored.parameters),
@@ -146,8 +153,9 @@ def is_checkpoint(path: Path) -> bool:
 def read_run_config(path: Path) -> RunConfig:
     """The run that wrote the newest checkpoint at `path`."""
     step = newest_step(path)
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return parse_config(reader.restore(step.absolute() / "config"), source=str(step))
+    with _reading(step), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        settings = reader.restore(step.absolute() / "config")
+    return parse_config(settings, source=str(step))
 
 
 def read_model_config(path: Path) -> ModelConfig:
@@ -174,10 +182,11 @@ class WeightReader(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         item = {name: self._shapes[name]}
         arguments = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
-        restored = self._reader.restore(
-            self._folder,
-            args=ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True),
-        )
+        with _reading(self._folder.parent):
+            restored = self._reader.restore(
+                self._folder,
+                args=ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True),
+            )
         return restored[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -204,7 +213,7 @@ def load_weights(path: Path, shardings: Parameters | None = None) -> tuple[Model
     )
     step = newest_step(path).absolute()
     _check_same_shapes(step, wanted)
-    with ocp.StandardCheckpointer() as reader:
+    with _reading(step), ocp.StandardCheckpointer() as reader:
         return config, parameter_tree(reader.restore(step / "parameters", wanted))
 
 
@@ -224,6 +233,23 @@ def save_weights(
         )
 
 
+@contextmanager
+def _reading(step: Path) -> Iterator[None]:
+    """Name the checkpoint when Orbax or TensorStore cannot make sense of its files."""
+    try:
+        yield
+    except Exception as error:
+        # Orbax wraps what TensorStore says of arrays in a bare Exception.
+        cause = error.__cause__ if type(error) is Exception else error
+        if not isinstance(cause, OSError | ValueError | KeyError):
+            raise
+        reason = str(cause).partition("\n")[0][:300]
+        raise UserError(
+            f"{step}: is damaged or incomplete: {reason}; restore its files, or move it away to "
+            "use the step before it"
+        ) from None
+
+
 def _is_step(path: Path) -> bool:
     return path.name.isdigit() and (path / "parameters").is_dir() and (path / "config").is_dir()
 
@@ -234,9 +260,11 @@ def _check_same_shapes(step: Path, wanted: Mapping[str, Any]) -> None:
     Raises:
         UserError: naming the first parameters that differ.
     """
-    with ocp.StandardCheckpointer() as reader:
+    with _reading(step), ocp.StandardCheckpointer() as reader:
         metadata = reader.metadata(step / "parameters")
-    tree = getattr(metadata, "item_metadata", metadata)
+        tree = getattr(metadata, "item_metadata", metadata)
+        if tree is None:
+            raise ValueError("the list of its parameters cannot be read")
     found = {name: tuple(leaf.shape) for name, leaf in dict(tree).items()}
     expected = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
     if found == expected:

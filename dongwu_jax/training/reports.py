@@ -26,19 +26,19 @@ class Report(Protocol):
 def open_reports(config: RunConfig, start_step: int) -> list[Report]:
     """The reports that the configuration asks for; call on one process only."""
     directory = config.logging.directory or config.checkpoint.directory.parent
+    reports: list[Report] = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"logging.directory={directory}: {error.strerror}") from None
-    reports: list[Report] = [
-        ConsoleReport(config.steps, start_step),
-        JsonLinesReport(directory / "metrics.jsonl", start_step),
-    ]
-    if config.logging.tensorboard:
-        reports.append(TensorBoardReport(directory / "tensorboard", start_step))
+        reports.append(JsonLinesReport(directory / "metrics.jsonl", start_step))
+        if config.logging.tensorboard:
+            reports.append(TensorBoardReport(directory / "tensorboard", start_step))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"logging.directory={directory}: cannot be written: {error}; choose another folder"
+        ) from None
     if config.logging.wandb_project:
         reports.append(WandbReport(config))
-    return reports
+    return [ConsoleReport(config.steps, start_step), *reports]
 
 
 class ConsoleReport:
@@ -107,10 +107,15 @@ def _drop_lines_after(path: Path, step: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            record = json.loads(line)
+            keep = json.loads(line)["step"] <= step
         except json.JSONDecodeError:  # the last line of a killed run
             continue
-        if record["step"] <= step:
+        except (KeyError, TypeError):
+            raise UserError(
+                f"{path}: has a line that is no metrics of a run: {line[:60]!r}; move the file "
+                "away, or set logging.directory to another folder"
+            ) from None
+        if keep:
             kept.append(line + "\n")
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")

@@ -13,7 +13,7 @@ from dongwu_jax.config import RunConfig
 from dongwu_jax.data.datasets import Datasets, build_datasets
 from dongwu_jax.data.fingerprint import fingerprint
 from dongwu_jax.data.loader import BatchLoader
-from dongwu_jax.data.tokenizers import tokenizer_files
+from dongwu_jax.data.tokenizers import load_fitting_tokenizer, tokenizer_files
 from dongwu_jax.errors import UserError
 from dongwu_jax.parallel.mesh import make_mesh
 from dongwu_jax.parallel.sharding import LogicalSharding, resolve_rules
@@ -64,9 +64,7 @@ class Trainer:
         self.fingerprint = fingerprint(
             config.data, config.steps * config.training.global_batch_size
         )
-        self.tokenizer_files: Sequence[Path] = (
-            tokenizer_files(config.data.tokenizer) if config.data.tokenizer else ()
-        )
+        self.tokenizer_files = _checked_tokenizer_files(config)
         self.checkpoints = Checkpoints(config.checkpoint)
         loss_function = self.loss_function or language_model_loss(config, devices[0].platform)
         self._train_step = make_train_step(config, self.sharding, loss_function)
@@ -217,12 +215,37 @@ class Trainer:
             report.write(step, metrics)
 
 
+def _checked_tokenizer_files(config: RunConfig) -> Sequence[Path]:
+    """What to keep in every checkpoint: refused now, not when a checkpoint is to be used."""
+    tokenizer = config.data.tokenizer
+    if tokenizer is None:
+        return ()
+    load_fitting_tokenizer(tokenizer, config.model.vocab_size)
+    return tokenizer_files(tokenizer)
+
+
 def _open_datasets(config: RunConfig) -> Datasets:
     batch, interval = config.training.global_batch_size, config.evaluation.interval
     evaluations = config.steps // interval + 1 if interval else 0
-    return build_datasets(
+    datasets = build_datasets(
         config.data,
         train_samples=config.steps * batch,
         validation_samples=evaluations * config.evaluation.batches * batch,
         vocab_size=config.model.vocab_size,
     )
+    if datasets.validation is not None:
+        _check_validation_samples(config, len(datasets.validation))
+    return datasets
+
+
+def _check_validation_samples(config: RunConfig, samples: int) -> None:
+    """Fail before the first step, not at the evaluation that runs out of samples."""
+    per_evaluation = config.evaluation.batches * config.training.global_batch_size
+    in_megatron_order = config.data.order == "megatron"
+    evaluations = config.steps // config.evaluation.interval if in_megatron_order else 1
+    if evaluations * per_evaluation > samples:
+        raise UserError(
+            f"evaluation.batches={config.evaluation.batches}: the validation data has {samples} "
+            f"samples, but {evaluations} evaluations need {evaluations * per_evaluation}; lower "
+            "it, raise evaluation.interval, or give the datasets weights so that they are repeated"
+        )

@@ -30,7 +30,7 @@ def test_override_of_a_list_and_of_a_rule(tmp_path):
     config = load_config(
         path, ["data.blend=[{prefix: x, weight: 0.3}, y]", "sharding.rules.mlp=[tensor]"]
     )
-    assert [(str(e.prefix), e.weight) for e in config.data.blend] == [("x", 0.3), ("y", 1.0)]
+    assert [(str(e.prefix), e.weight) for e in config.data.blend] == [("x", 0.3), ("y", None)]
     assert config.sharding.rules == {"mlp": ["tensor"]}
 
 

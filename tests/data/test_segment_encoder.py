@@ -5,13 +5,14 @@ import io
 import json
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dongwu_jax.data import segment_encoder
+from dongwu_jax.data import segment_encoder, segment_table
 from dongwu_jax.data.segment_encoder import SegmentEncoder
 from dongwu_jax.data.tokenizers import SentencePieceTokenizer
 
@@ -19,7 +20,7 @@ _CHINESE = (
     "东吴证券研究所认为，公司上半年营业收入同比增长12.5%，净利润为3.2亿元。风险提示：行业竞争加剧。"
 )
 _SYMBOLS = ["<sep>", "ab c", "证券", "ー"]
-_KINDS: dict[str, dict[str, object]] = {
+_KINDS: dict[str, dict[str, Any]] = {
     "llama": {"byte_fallback": True, "remove_extra_whitespaces": False, "split_digits": True},
     "no_byte_fallback": {"remove_extra_whitespaces": False},
     "no_byte_fallback_low_coverage": {"character_coverage": 0.98},
@@ -52,12 +53,14 @@ _TEXTS = st.lists(st.sampled_from(_FRAGMENTS) | st.text(max_size=4) | st.sampled
 
 
 @pytest.fixture(scope="module", params=_KINDS)
-def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+def tokenizer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> SentencePieceTokenizer:
     """A small BPE tokenizer of one kind, of English and Chinese text."""
     english = [str(argparse.__doc__), str(textwrap.wrap.__doc__), str(json.__doc__)]
     lines = [line for text in english for line in text.splitlines()] + [_CHINESE] * 3
     model = io.BytesIO()
-    kind: dict[str, object] = {"normalization_rule_name": "identity"} | _KINDS[request.param]
+    kind: dict[str, Any] = {"normalization_rule_name": "identity"} | _KINDS[request.param]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
         model_writer=model,
@@ -90,12 +93,15 @@ def test_equals_sentencepiece_on_any_text(tokenizer: SentencePieceTokenizer) -> 
     check()
 
 
+@pytest.mark.parametrize("key_base", [1, segment_table._KEY_BASE])  # 1: anagrams collide
 def test_equals_sentencepiece_when_long_texts_are_cut_and_segments_forgotten(
-    tokenizer: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch
+    tokenizer: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch, key_base: int
 ) -> None:
     monkeypatch.setattr(segment_encoder, "_WINDOW", 7)
-    monkeypatch.setattr(segment_encoder, "_MAX_SEGMENTS", 20)
-    monkeypatch.setattr(segment_encoder, "_MAX_REMEMBERED", 3)
+    monkeypatch.setattr(segment_table, "_MAX_SEGMENTS", 20)
+    monkeypatch.setattr(segment_table, "_MAX_REMEMBERED", 3)
+    monkeypatch.setattr(segment_table, "_FIRST_TABLE_BITS", 1)
+    monkeypatch.setattr(segment_table, "_KEY_BASE", key_base)
     monkeypatch.setattr(segment_encoder, "_MAX_CLASSES", 12)
     encoder = SegmentEncoder(tokenizer)
 

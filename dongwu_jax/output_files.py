@@ -1,0 +1,39 @@
+"""Files that appear under their names only when they are complete."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from dongwu_jax.errors import UserError
+
+
+def check_output_file(path: Path) -> None:
+    """Make the folder of `path` and fail now, not after hours of work, if it cannot be written.
+
+    Raises:
+        UserError: `path` is a folder, or its folder cannot be made or written to.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file to write")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path}: cannot be written: no permission in {path.parent}")
+
+
+def write_output_file(path: Path, content: bytes) -> None:
+    """Write beside `path` and rename: `path` holds the old content or the new, whole.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
