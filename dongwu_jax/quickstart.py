@@ -173,7 +173,7 @@ def _train(tour: Tour, config: RunConfig) -> tuple[dict[str, Any], dict[str, Any
 def _evaluate(tour: Tour, model: Path, name: str) -> dict[str, Any]:
     result = tour.out / f"perplexity_{name}.json"
     arguments = ["--model", str(model), "--data", str(tour.out / "corpus" / "validation.jsonl")]
-    limits = ["--length", "256", "--max-tokens", "16384", "--json", str(result)]
+    limits = ["--length", "256", "--max-tokens", "65536", "--json", str(result)]
     _run(["tools/evaluate.py", "perplexity", *arguments, *limits])
     return json.loads(result.read_text("utf-8"))
 
