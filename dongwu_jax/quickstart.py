@@ -57,6 +57,10 @@ class Tour:
         return self.out / "hf"
 
     @property
+    def evaluation_tokens(self) -> str:
+        return "65536" if self.model == "tiny" else "8192"
+
+    @property
     def train_command(self) -> list[str]:
         settings = [
             f"data.blend={self.out / 'data' / 'train_text_document'}",
@@ -173,7 +177,7 @@ def _train(tour: Tour, config: RunConfig) -> tuple[dict[str, Any], dict[str, Any
 def _evaluate(tour: Tour, model: Path, name: str) -> dict[str, Any]:
     result = tour.out / f"perplexity_{name}.json"
     arguments = ["--model", str(model), "--data", str(tour.out / "corpus" / "validation.jsonl")]
-    limits = ["--length", "256", "--max-tokens", "65536", "--json", str(result)]
+    limits = ["--length", "256", "--max-tokens", tour.evaluation_tokens, "--json", str(result)]
     _run(["tools/evaluate.py", "perplexity", *arguments, *limits])
     return json.loads(result.read_text("utf-8"))
 
