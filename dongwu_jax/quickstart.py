@@ -77,6 +77,7 @@ class Tour:
 def main() -> int:
     tour = _parse()
     started = time.perf_counter()
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # batches this small are for one device
     _start_afresh(tour.out)
     run_config = _prepare(tour)
     before, after = _train(tour, run_config)

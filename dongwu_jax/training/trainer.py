@@ -87,7 +87,13 @@ class Trainer:
         first = int(state.step)
         last = self.config.steps if stop_after is None else first + stop_after
         last = min(last, self.config.steps)
-        logger.info("training from step %d to step %d of %d", first, last, self.config.steps)
+        logger.info(
+            "training from step %d to step %d of %d; TFLOP/s by convention %s",
+            first,
+            last,
+            self.config.steps,
+            self.config.logging.flops_convention,
+        )
         if jax.process_index() == 0:
             self._reports = open_reports(self.config, first)
         loader = self._loader(self.datasets.train, first, last)

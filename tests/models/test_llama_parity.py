@@ -107,7 +107,9 @@ def test_smollm2_logits_equal_transformers(smollm2):
     theirs = transformers_logits(model, tokens)
     ours = our_logits(config, parameters, tokens)
     # Logits reach 43: float32 in torch itself is 0.9e-4 away from float64, ours 1.4e-4.
-    assert np.abs(ours - theirs).max() < 5e-4
+    difference = np.abs(ours - theirs)
+    assert difference.max() < 5e-4
+    assert np.quantile(difference, 0.999) < 1e-4
     assert (ours.argmax(-1) == theirs.argmax(-1)).mean() > 0.999
 
 
