@@ -28,6 +28,7 @@ from dongwu_jax.config import RunConfig, load_config
 from dongwu_jax.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+MARKER = ".quickstart"  # tells a folder of an earlier tour from anything else
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ class Tour:
 def main() -> int:
     tour = _parse()
     started = time.perf_counter()
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # batches this small are for one device
-    _start_afresh(tour.out)
+    _start_afresh(tour)
+    if shutil.which("nvidia-smi") and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        print("$ export CUDA_VISIBLE_DEVICES=0  # batches this small are for one device")
+        os.environ["CUDA_VISIBLE_DEVICES"] = "0"
     run_config = _prepare(tour)
     before, after = _train(tour, run_config)
     generated = _export_and_generate(tour)
@@ -121,13 +124,20 @@ def _parse() -> Tour:
     return Tour(options.out, options.corpus, options.model, options.overrides)
 
 
-def _start_afresh(out: Path) -> None:
+def _start_afresh(tour: Tour) -> None:
     """Remove what an earlier tour left, and nothing else."""
-    if not out.exists():
-        return
-    if any(out.iterdir()) and not (out / "corpus").is_dir():
-        raise UserError(f"--out {out}: exists and is not from an earlier tour; name another folder")
-    shutil.rmtree(out)
+    out, corpus = tour.out, Path(tour.corpus)
+    if tour.corpus.endswith(".jsonl"):
+        if not corpus.is_file():
+            raise UserError(f"--corpus {corpus}: no such file")
+        if out.resolve() in corpus.resolve().parents:
+            raise UserError(f"--corpus {corpus}: lies inside --out {out}, which starts empty")
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARKER).is_file():
+            raise UserError(f"--out {out}: is not from an earlier tour; name another folder")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).write_text("Made by dongwu_jax.quickstart, which may delete this folder.\n")
 
 
 def _prepare(tour: Tour) -> RunConfig:

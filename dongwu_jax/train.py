@@ -33,11 +33,12 @@ def _run(config: RunConfig, options: argparse.Namespace) -> None:
     from dongwu_jax.parallel.distributed import initialize_distributed
     from dongwu_jax.training.trainer import Trainer
 
+    if not options.print_config:
+        initialize_distributed()  # before anything reads arrays
     config, load_parameters = resolve_initial_weights(config)
     if options.print_config:
         print(dump_config(config), end="")
         return
-    initialize_distributed()
     Trainer(config, load_parameters).run(options.stop_after)
 
 

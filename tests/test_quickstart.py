@@ -41,7 +41,7 @@ def test_tour_of_the_python_library(tmp_path):
     assert (out / "hf" / "model.safetensors").is_file()
     assert len(summary["generated"]) > 10
     steps = [json.loads(line)["step"] for line in (out / "run/metrics.jsonl").open()]
-    assert steps == [5, 10, 15, 20, 25, 30]  # two halves, one log
+    assert steps == [1, 5, 10, 15, 16, 20, 25, 30]  # two halves, one log
     again = tour(out, "--corpus", "python-library", *SMALL)  # replaces the earlier tour
     assert again["last_loss"] == summary["last_loss"]
 
@@ -53,3 +53,14 @@ def test_a_folder_of_somebody_else_is_not_touched(tmp_path):
     assert result.returncode == 1
     assert "is not from an earlier tour" in result.stderr
     assert (tmp_path / "precious.txt").read_text() == "keep me"
+
+
+def test_a_missing_corpus_is_noticed_before_anything_is_deleted(tmp_path):
+    (tmp_path / ".quickstart").write_text("")
+    (tmp_path / "corpus").mkdir()
+    command = [sys.executable, "-m", "dongwu_jax.quickstart", "--out", str(tmp_path)]
+    gone = [*command, "--corpus", str(tmp_path / "gone.jsonl")]
+    result = subprocess.run(gone, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "no such file" in result.stderr
+    assert (tmp_path / "corpus").is_dir()

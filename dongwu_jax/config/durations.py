@@ -2,12 +2,13 @@
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-_PATTERN = re.compile(r"^\s*([\d_,]+(?:\.\d+)?)\s*([kKmMbBtT]?)\s*(steps?|samples?|tokens?)?\s*$")
+_PATTERN = re.compile(r"^\s*(\d[\d_,]*(?:\.\d+)?)\s*([kKmMbBtT]?)\s*(steps?|samples?|tokens?)?\s*$")
 _MULTIPLIERS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 
@@ -33,7 +34,8 @@ class Duration:
         if match is None:
             raise ValueError(_explain(value))
         number, multiplier, unit = match.groups()
-        count = float(number.replace(",", "").replace("_", "")) * _MULTIPLIERS[multiplier.lower()]
+        number = number.replace(",", "").replace("_", "")
+        count = Decimal(number) * _MULTIPLIERS[multiplier.lower()]  # 8.2M exactly
         if count != int(count):
             raise ValueError(f"{value!r} is not a whole number of {unit or 'steps'}")
         return cls(int(count), (unit or "steps").rstrip("s") + "s")

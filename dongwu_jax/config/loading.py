@@ -14,6 +14,20 @@ from dongwu_jax.errors import UserError
 Settings = dict[str, Any]
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Plain YAML data, in which no key may stand twice: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            keys = [key.value for key, _ in node.value]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise yaml.MarkedYAMLError(
+                problem=f"key {twice!r} stands twice", problem_mark=node.start_mark
+            )
+        return mapping
+
+
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run from a YAML file.
 
@@ -55,7 +69,7 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Settings:
         files = " -> ".join(str(file) for file in (*chain, resolved))
         raise UserError(f"{path}: `base:` goes in a circle: {files}")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -64,11 +64,31 @@ class RunConfig(Section):
                 f"data.sequence_length={data.sequence_length} is not a multiple of "
                 f"training.loss_chunk_tokens={self.training.loss_chunk_tokens}"
             )
+        self._check_schedule()
         if self.steps < 1:
             raise ValueError(
                 f"training.duration={self.training.duration} is shorter than one step; lengthen it"
             )
         return self
+
+    def _check_schedule(self) -> None:
+        """An explicit decay must leave room for the warm-up."""
+        batch, length = self.training.global_batch_size, self.data.sequence_length
+        warmup, decay = self.schedule.warmup, self.schedule.decay
+        if decay is None:
+            return
+        spent = warmup.in_samples(batch, length)
+        lasting = decay.in_samples(batch, length)
+        whole = self.training.duration.in_samples(batch, length)
+        if self.schedule.type == "wsd" and spent + lasting > whole:
+            raise ValueError(
+                f"schedule.warmup={warmup} and schedule.decay={decay} are together longer than "
+                f"training.duration={self.training.duration}"
+            )
+        if self.schedule.type in ("linear", "cosine") and lasting <= spent:
+            raise ValueError(
+                f"schedule.decay={decay} ends before schedule.warmup={warmup} does; lengthen it"
+            )
 
     @property
     def steps(self) -> int:
@@ -111,20 +131,19 @@ class RunConfig(Section):
         """
         shape = self.mesh_shape(device_count)
         model, training = self.model, self.training
-        tensor = shape["tensor"]
-        for name, size in (
-            ("model.num_heads", model.num_heads),
-            ("model.num_kv_heads", model.kv_heads),
-            ("model.intermediate_size", model.intermediate_size),
-            ("model.padded_vocab_size (or vocab_size)", model.vocab_rows),
+        for logical_axis, mesh_axis, name, size in (
+            ("heads", "tensor", "model.num_heads", model.num_heads),
+            ("kv_heads", "tensor", "model.num_kv_heads", model.kv_heads),
+            ("mlp", "tensor", "model.intermediate_size", model.intermediate_size),
+            ("vocab", "tensor", "model.padded_vocab_size (or vocab_size)", model.vocab_rows),
+            ("embed", "fsdp", "model.hidden_size", model.hidden_size),
         ):
-            if size % tensor:
-                raise ValueError(f"{name}={size} is not divisible by mesh.tensor={tensor}")
-        if model.hidden_size % shape["fsdp"]:
-            raise ValueError(
-                f"model.hidden_size={model.hidden_size} is not divisible by "
-                f"mesh.fsdp={shape['fsdp']}"
-            )
+            # A rule of the user's own is checked where the arrays are laid out.
+            if logical_axis not in self.sharding.rules and size % shape[mesh_axis]:
+                raise ValueError(
+                    f"{name}={size} is not divisible by mesh.{mesh_axis}={shape[mesh_axis]}; "
+                    f"change one of them, or do not split it: sharding.rules.{logical_axis}=null"
+                )
         replicas = shape["data"] * shape["fsdp"]
         rows = training.micro_batch_size * replicas
         if training.global_batch_size % rows:

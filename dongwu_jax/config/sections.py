@@ -134,7 +134,7 @@ class ShardingConfig(Section):
     rules: dict[str, list[str] | str | None] = Field(
         default_factory=dict,
         description="overrides of the default rules, e.g. {mlp: [tensor], embed: null}; "
-        "`--print-config` lists the defaults",
+        "docs/training.md lists the defaults",
     )
 
 

@@ -1,15 +1,11 @@
 """The language-model loss: cross entropy that never stores logits or their gradient in float32."""
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from dongwu_jax.models.llama import Llama
-
-Batch = dict[str, jax.Array]
-LossFunction = Callable[[Llama, Batch], jax.Array]
 
 
 @jax.custom_vjp

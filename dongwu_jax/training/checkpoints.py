@@ -30,6 +30,8 @@ from dongwu_jax.training.state import TrainState
 
 DataState = dict[str, Any]
 
+_ORBAX_MARKER = "commit_success.txt"  # lies in every item, the empty ones too
+
 
 class Checkpoints:
     """Writes and reads the checkpoints of one run."""
@@ -82,7 +84,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        try:
+        with _writing(self.directory):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -93,8 +95,6 @@ class Checkpoints:
                     tokenizer=SaveFiles(tokenizer_files),
                 ),
             )
-        except OSError as error:
-            raise UserError(f"checkpoint of step {step} in {self.directory}: {error}") from None
 
     def restore(self, abstract: Any) -> tuple[TrainState, DataState]:
         """The newest checkpoint, laid out as `abstract` (see `abstract_state`) says.
@@ -122,13 +122,14 @@ class Checkpoints:
         )
         return state, restored.data
 
-    def wait(self) -> None:
-        """Block until what was saved is on disk."""
-        self._manager.wait_until_finished()
-
     def close(self) -> None:
-        """Finish writing and release threads."""
-        self._manager.close()
+        """Finish writing and release threads.
+
+        Raises:
+            UserError: what was being written could not be.
+        """
+        with _writing(self.directory):
+            self._manager.close()
 
 
 def newest_step(path: Path) -> Path:
@@ -166,7 +167,8 @@ def read_model_config(path: Path) -> ModelConfig:
 def tokenizer_folder(path: Path) -> Path | None:
     """The tokenizer files inside the newest checkpoint at `path`, or None when it has none."""
     folder = newest_step(path) / "tokenizer"
-    return folder if folder.is_dir() and any(folder.iterdir()) else None
+    files = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    return folder if files - {_ORBAX_MARKER} else None
 
 
 class WeightReader(Mapping[str, np.ndarray]):
@@ -196,27 +198,6 @@ class WeightReader(Mapping[str, np.ndarray]):
         return len(self._shapes)
 
 
-def load_weights(path: Path, shardings: Parameters | None = None) -> tuple[ModelConfig, Parameters]:
-    """Architecture and float32 weights of the newest checkpoint at `path`.
-
-    Args:
-        shardings: where each parameter shall lie; None: on the default device.
-    """
-    config = read_model_config(path)
-    if shardings is None:
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shardings = jax.tree.map(lambda _: here, abstract_parameters(config))
-    wanted = jax.tree.map(
-        lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
-        named_parameters(abstract_parameters(config)),
-        named_parameters(shardings),
-    )
-    step = newest_step(path).absolute()
-    _check_same_shapes(step, wanted)
-    with _reading(step), ocp.StandardCheckpointer() as reader:
-        return config, parameter_tree(reader.restore(step / "parameters", wanted))
-
-
 def save_weights(
     path: Path, config: ModelConfig, parameters: Parameters, tokenizer_files: Sequence[Path]
 ) -> None:
@@ -239,15 +220,31 @@ def _reading(step: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Orbax wraps what TensorStore says of arrays in a bare Exception.
-        cause = error.__cause__ if type(error) is Exception else error
-        if not isinstance(cause, OSError | ValueError | KeyError):
-            raise
-        reason = str(cause).partition("\n")[0][:300]
         raise UserError(
-            f"{step}: is damaged or incomplete: {reason}; restore its files, or move it away to "
-            "use the step before it"
+            f"{step}: is damaged or incomplete: {_storage_problem(error)}; restore its files, or "
+            "move it away to use the step before it"
         ) from None
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Name the folder when a checkpoint cannot be written, now or by the writer's threads."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"{directory}: a checkpoint could not be written: {_storage_problem(error)}; make "
+            "room or mend the folder. The same command then goes on from the newest complete step"
+        ) from None
+
+
+def _storage_problem(error: Exception) -> str:
+    """What the storage said, on one line; errors of other kinds are raised again."""
+    # Orbax wraps what TensorStore says of arrays in a bare Exception.
+    cause = error.__cause__ if type(error) is Exception else error
+    if not isinstance(cause, OSError | ValueError | KeyError):
+        raise error
+    return str(cause).partition("\n")[0][:300]
 
 
 def _is_step(path: Path) -> bool:

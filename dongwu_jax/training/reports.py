@@ -90,7 +90,9 @@ class JsonLinesReport:
     """One JSON object a step; a resumed run replaces what it is going to do again."""
 
     def __init__(self, path: Path, start_step: int):
-        if path.exists():
+        if path.exists() and start_step == 0:
+            _set_aside(path)
+        elif path.exists():
             _drop_lines_after(path, start_step)
         self._file = path.open("a", encoding="utf-8")
 
@@ -100,6 +102,15 @@ class JsonLinesReport:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _set_aside(path: Path) -> None:
+    """Keep what another run, or one that began afresh, has written here: metrics.1.jsonl, ..."""
+    if path.stat().st_size:
+        number = 1
+        while (kept := path.with_suffix(f".{number}{path.suffix}")).exists():
+            number += 1
+        path.rename(kept)
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

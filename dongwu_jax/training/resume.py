@@ -1,8 +1,9 @@
 """Whether a checkpoint may be continued by this run; where not, which setting differs."""
 
 from pathlib import Path
+from typing import Any
 
-from dongwu_jax.config import RunConfig
+from dongwu_jax.config import ModelConfig, RunConfig
 from dongwu_jax.data.fingerprint import Fingerprint, compare_fingerprints
 from dongwu_jax.errors import UserError
 from dongwu_jax.training.checkpoints import DataState, newest_step, read_run_config
@@ -12,8 +13,7 @@ def check_same_run(directory: Path, config: RunConfig) -> None:
     """Refuse to continue a checkpoint under settings that would change its meaning.
 
     Raises:
-        UserError: the model, the batch size or the sequence length differs, or the checkpoint
-            holds weights alone.
+        UserError: the model or the batch size differs, or the checkpoint holds weights alone.
     """
     step = newest_step(directory)
     if not (step / "optimizer").is_dir():
@@ -22,10 +22,11 @@ def check_same_run(directory: Path, config: RunConfig) -> None:
             "training.initial_weights to it and checkpoint.directory to a new folder"
         )
     saved = read_run_config(step)
+    was, now_is = _architecture(saved.model), _architecture(config.model)
     differences = [
-        f"model.{name} was {getattr(saved.model, name)!r} and is {getattr(config.model, name)!r}"
-        for name in type(config.model).model_fields
-        if getattr(saved.model, name) != getattr(config.model, name)
+        f"model.{name} was {was[name]!r} and is {now_is[name]!r}"
+        for name in was
+        if was[name] != now_is[name]
     ]
     before, now = saved.training.global_batch_size, config.training.global_batch_size
     if before != now:
@@ -37,6 +38,15 @@ def check_same_run(directory: Path, config: RunConfig) -> None:
             + "\nSet them back, or start anew from its weights: training.initial_weights="
             f"{step} and another checkpoint.directory"
         )
+
+
+def _architecture(model: ModelConfig) -> dict[str, Any]:
+    """The settings that a checkpoint's weights depend on, with what null stands for."""
+    return model.model_dump(exclude={"initializer_range"}) | {
+        "num_kv_heads": model.kv_heads,
+        "head_dim": model.width_per_head,
+        "padded_vocab_size": model.vocab_rows,
+    }
 
 
 def check_same_data(

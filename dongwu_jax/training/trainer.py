@@ -73,6 +73,7 @@ class Trainer:
         self._stopwatch = Stopwatch()
         self._reports: list[Report] = []
         self._last_reported = 0
+        self._always_reported: tuple[int, ...] = ()
 
     def run(self, stop_after: int | None = None) -> TrainState:
         """Train to the end, or for `stop_after` steps more, and save.
@@ -118,6 +119,7 @@ class Trainer:
 
     def _steps(self, state: TrainState, loader: BatchLoader, first: int, last: int) -> TrainState:
         self._last_reported = first
+        self._always_reported = (first + 1, last)
         if first < last:
             train_step = self._compile(state)
         for step in range(first + 1, last + 1):
@@ -211,7 +213,7 @@ class Trainer:
                 f"{self.checkpoints.latest_step} in {self.checkpoints.directory}. Lower "
                 "optimizer.learning_rate, lengthen schedule.warmup, or look at the data"
             )
-        if step % self.config.logging.interval == 0:
+        if step % self.config.logging.interval == 0 or step in self._always_reported:
             seconds, waited = self._stopwatch.lap()
             steps, self._last_reported = step - self._last_reported, step
             self._write(step, values | self._throughput.figures(steps, seconds, waited))
@@ -226,7 +228,12 @@ def _checked_tokenizer_files(config: RunConfig) -> Sequence[Path]:
     tokenizer = config.data.tokenizer
     if tokenizer is None:
         return ()
-    load_fitting_tokenizer(tokenizer, config.model.vocab_size)
+    end_token = load_fitting_tokenizer(tokenizer, config.model.vocab_size).eos_id
+    if config.data.eod_mask_loss and config.data.eod_token != end_token:
+        raise UserError(
+            f"data.eod_token={config.data.eod_token}, but {tokenizer} ends texts with {end_token}; "
+            "data.eod_mask_loss needs the right one"
+        )
     return tokenizer_files(tokenizer)
 
 

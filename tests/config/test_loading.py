@@ -67,6 +67,7 @@ def test_bad_settings_name_the_field_and_the_fix(settings, message):
     ("text", "message"),
     [
         ("- a\n- b\n", "must hold sections"),
+        ("data: {}\ndata: {}\n", "'data' stands twice"),
         ("model: [", "is not YAML"),
         ("base: gone.yaml\n", "gone.yaml: cannot be read"),
         ("base: run.yaml\n", "goes in a circle"),

@@ -15,6 +15,8 @@ from dongwu_jax.config.durations import Duration
         ("1_000 samples", 1000),
         ("1.5k samples", 1500),
         ("2K tokens", 20),
+        ("8.2M samples", 8.2e6),
+        ("16.1B tokens", 16.1e7),
         ("12B tokens", 12e7),
     ],
 )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from runs import run_config
 
+from dongwu_jax.errors import UserError
 from dongwu_jax.models.parameters import named_parameters
 from dongwu_jax.training.trainer import Trainer
 
@@ -59,3 +60,11 @@ def test_weights_are_really_sharded(tmp_path):
         up_proj = leaf["layers"][0]["mlp"]["up_proj"]
         assert up_proj.shape == (32, 64)
         assert up_proj.addressable_shards[0].data.shape == (8, 32)
+
+
+def test_few_key_value_heads_are_replicated_by_a_rule(one_device, tmp_path):
+    sections = {"sharding": {"rules": {"kv_heads": None}}, "model": {"num_kv_heads": 2}}
+    with pytest.raises(UserError, match="sharding.rules.kv_heads=null"):
+        Trainer(run_config(tmp_path, mesh={"tensor": 4}, model={"num_kv_heads": 2}))
+    curve, _ = train(tmp_path, {"tensor": 4, "data": 2}, **sections)
+    assert curve[-1, 0] < curve[0, 0] - 0.5

@@ -17,10 +17,11 @@ from tokenizers.models import WordLevel
 
 from dongwu_jax.config import dump_config
 from dongwu_jax.errors import UserError
-from dongwu_jax.models.parameters import named_parameters
+from dongwu_jax.interop.convert import convert
+from dongwu_jax.interop.sources import open_source
 from dongwu_jax.training.checkpoints import (
     Checkpoints,
-    load_weights,
+    WeightReader,
     read_run_config,
     tokenizer_folder,
 )
@@ -152,6 +153,23 @@ def test_asynchronous_saving_copies_before_the_state_changes(tmp_path):
     other = run_config(tmp_path, checkpoint={"directory": str(tmp_path / "sync"), **synchronous})
     Trainer(other).run()
     for step in (1, 7, 20):
-        _, one = load_weights(config.checkpoint.directory / str(step))
-        _, two = load_weights(other.checkpoint.directory / str(step))
-        assert_same_state(named_parameters(one), named_parameters(two))
+        one = WeightReader(config.checkpoint.directory / str(step))
+        two = WeightReader(other.checkpoint.directory / str(step))
+        assert_same_state(dict(one), dict(two))
+
+
+def test_metrics_of_another_run_are_kept(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+    Trainer(run_config(tmp_path)).run(stop_after=1)
+    assert (tmp_path / "run" / "metrics.1.jsonl").read_text() == '{"step": 1}\n'
+    assert len(losses(tmp_path)) == 1
+
+
+def test_a_checkpoint_without_tokenizer_can_be_exported(tmp_path):
+    config = run_config(tmp_path)
+    Trainer(config).run(stop_after=1)
+    assert tokenizer_folder(config.checkpoint.directory) is None
+    source = open_source(config.checkpoint.directory)
+    convert(source, tmp_path / "hf", "hf")
+    assert (tmp_path / "hf" / "model.safetensors").is_file()
