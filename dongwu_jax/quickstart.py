@@ -43,7 +43,7 @@ class Tour:
     @property
     def config_file(self) -> Path:
         name = "quickstart.yaml" if self.model == "tiny" else "quickstart_smollm2.yaml"
-        return REPOSITORY / "configs" / name
+        return Path(os.path.relpath(REPOSITORY / "configs" / name))
 
     @property
     def tokenizer(self) -> Path:

@@ -164,14 +164,20 @@ def test_validation_data_that_would_run_out(refused, dataset, tmp_path):
     assert "evaluation.batches=1000: the validation data has" in message
 
 
-def test_unwritable_outputs(refused, corpus, tmp_path):
+def test_unwritable_outputs(refused, corpus):
     for path in (corpus, corpus / "below"):
         assert f"checkpoint.directory={path}" in refused(f"checkpoint.directory={path}")
     assert f"logging.directory={corpus}" in refused(f"logging.directory={corpus}")
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "metrics.jsonl").write_text('{"accuracy": 1}\n')
-    message = refused(f"logging.directory={tmp_path / 'logs'}")
+
+
+def test_a_metrics_file_of_something_else_is_not_rewritten(capsys, config, tmp_path):
+    logs = tmp_path / "logs"
+    command = ("--config", config, f"logging.directory={logs}")
+    assert not exit_code(train, *command, "--stop-after", "1")
+    (logs / "metrics.jsonl").write_text('{"accuracy": 1}\n')
+    message = failure(capsys, train, *command)
     assert "metrics.jsonl: has a line that is no metrics of a run" in message
+    assert (logs / "metrics.jsonl").read_text() == '{"accuracy": 1}\n'
 
 
 def test_a_damaged_checkpoint_is_not_continued(capsys, config):
