@@ -11,7 +11,7 @@ from etils import epath
 
 
 class FilesHandler(ocp.CheckpointHandler):
-    """Copies files into the checkpoint, under their own names."""
+    """Copies files into the checkpoint, under their own names; readers open them where they lie."""
 
     def save(self, directory: epath.Path, args: "SaveFiles") -> None:
         if jax.process_index() == 0:
