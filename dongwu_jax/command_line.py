@@ -1,5 +1,6 @@
 """What every command line shares: exit codes, one clear error, readable log lines."""
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable
@@ -36,3 +37,10 @@ def _configure_logging() -> None:
     )
     for name in _CHATTY_LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)

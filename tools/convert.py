@@ -1,117 +1,231 @@
-"""Convert a model between formats.
+"""Convert a model between Hugging Face, Meta, Megatron-LM and our checkpoints, or compare two.
+
+Neither torch nor Megatron is needed, nothing read from a file is executed, and only a few tensors
+are in memory at a time. What --from holds is detected.
 
 Example:
-  python tools/convert.py --from runs/finance/checkpoints --to export/finance --to-format hf \\
-      --dtype bfloat16
+  python tools/convert.py --from megatron/checkpoints --to export --to-format hf
+  python tools/convert.py --from export --to resharded --to-format megatron \\
+      --target-tensor-parallel-size 4 --target-pipeline-parallel-size 2 --target-naming legacy
+
+Compare: python tools/convert.py verify megatron/checkpoints export --logits
+(python tools/convert.py verify --help)
 """
 
 import argparse
-import re
-from math import prod
+import sys
 from pathlib import Path
 
-import numpy as np
-
-from dongwu_jax.command_line import run_command_line
-from dongwu_jax.data.progress import ByteProgress
+from dongwu_jax.command_line import positive_int, run_command_line
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.convert import TARGET_FORMATS, convert
-from dongwu_jax.interop.safetensors_files import DTYPES
-from dongwu_jax.interop.sources import ModelSource, open_source
-from dongwu_jax.interop.tensors import model_tensors
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_NAMES = {"hf": "a Hugging Face folder", "gguf": "a GGUF file", "dongwu": "a dongwu checkpoint"}
+from dongwu_jax.interop.conversion import TARGET_FORMATS, TargetOptions
+from dongwu_jax.interop.conversion_job import Conversion, print_source_structure, run_conversion
+from dongwu_jax.interop.megatron.tensors import NAMINGS
+from dongwu_jax.interop.sizes import parse_bytes
+from dongwu_jax.interop.sources import CORRECTABLE
+from dongwu_jax.interop.targets import DTYPE_NAMES
+from dongwu_jax.interop.verify_job import run_verification
 
 
 def main(command_line: list[str] | None = None) -> int:
-    """Parse the command line, convert, report."""
-    arguments = _parser().parse_args(command_line)
-    if arguments.target.resolve() in arguments.source.resolve().parents:
-        raise UserError(f"--to {arguments.target} holds --from {arguments.source}")
-    source = open_source(arguments.source)
-    try:
-        _convert(source, arguments)
-    finally:
-        source.close()
+    """Parse the command line and convert or verify."""
+    words = sys.argv[1:] if command_line is None else command_line
+    if words[:1] == ["verify"]:
+        return _verify(_verify_parser().parse_args(words[1:]))
+    parser = _parser()
+    arguments = parser.parse_args(words)
+    if arguments.target is None and arguments.print_structure:
+        print_source_structure(arguments.source)
+        return 0
+    if arguments.target is None or arguments.to_format is None:
+        parser.error("--to and --to-format say what to write")
+    run_conversion(_conversion(arguments))
     return 0
 
 
-def _convert(source: ModelSource, arguments: argparse.Namespace) -> None:
-    dtype = "float32" if arguments.to_format == "dongwu" else arguments.dtype or source.dtype
-    shapes = [tensor.shape for tensor in model_tensors(source.config)]
-    written: list[int] = []  # bytes of each tensor
-
-    def advance(num_bytes: int) -> None:
-        written.append(num_bytes)
-        bar.update(sum(written), tensors=len(written))
-
-    total = sum(map(prod, shapes)) * np.dtype(dtype).itemsize
-    with ByteProgress("convert", total, tensors=0) as bar:
-        convert(
-            source,
-            arguments.target,
-            arguments.to_format,
-            dtype=arguments.dtype,
-            tokenizer=arguments.tokenizer,
-            max_shard_bytes=arguments.max_shard_size,
-            overwrite=arguments.overwrite,
-            progress=advance,
-        )
-    tokenizer = arguments.tokenizer or source.tokenizer
-    print(
-        f"{arguments.source} is {_NAMES[source.format]}: {len(shapes)} tensors, {source.dtype}, "
-        f"{'with' if tokenizer else 'without'} tokenizer; wrote {arguments.target}"
+def _conversion(arguments: argparse.Namespace) -> Conversion:
+    options = TargetOptions(
+        format=arguments.to_format,
+        dtype=DTYPE_NAMES[arguments.dtype] if arguments.dtype else None,
+        tokenizer=arguments.tokenizer,
+        max_shard_bytes=parse_bytes(arguments.max_shard_size, "--max-shard-size"),
+        weights=arguments.hf_weights,
+        naming=arguments.target_naming,
+        tensor_parallel=arguments.target_tensor_parallel_size,
+        pipeline_parallel=arguments.target_pipeline_parallel_size,
+        virtual_pipeline=arguments.target_virtual_pipeline_parallel_size,
+        vocab_divisible_by=arguments.make_vocab_size_divisible_by,
     )
+    return Conversion(
+        source=arguments.source,
+        target=arguments.target,
+        options=options,
+        true_vocab_size=arguments.true_vocab_size,
+        settings=dict(map(_setting, arguments.set)),
+        overwrite=arguments.overwrite,
+        print_structure=arguments.print_structure,
+        dry_run=arguments.dry_run,
+    )
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    equal = run_verification(
+        arguments.first,
+        arguments.second,
+        logits=arguments.logits,
+        tolerance=arguments.tolerance,
+        true_vocab_size=arguments.true_vocab_size,
+        settings=dict(map(_setting, arguments.set)),
+    )
+    return 0 if equal else 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add(
+    _add_source_options(parser)
+    _add_target_options(parser)
+    _add_megatron_options(parser)
+    parser.add_argument(
+        "--print-checkpoint-structure",
+        dest="print_structure",
+        action="store_true",
+        help="print keys and shapes of what is written; without --to, of what --from holds",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything and list the files; write nothing"
+    )
+    return parser
+
+
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("source")
+    group.add_argument(
         "--from",
         dest="source",
         type=Path,
         required=True,
-        help="Hugging Face folder (safetensors), .gguf file, or checkpoint folder of a run or "
-        "one step in it; the format is detected",
+        help="Hugging Face folder (safetensors or .bin), Meta folder (params.json), Megatron "
+        "checkpoint (torch format of any naming and layout, or torch_dist; its root or one "
+        "iteration), .gguf file, or a checkpoint folder of ours (a run's, or one step)",
     )
-    add("--to", dest="target", type=Path, required=True, help="folder to write")
-    add(
+    _add_corrections(group)
+
+
+def _add_corrections(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--true-vocab-size",
+        type=positive_int,
+        metavar="V",
+        help="rows of the vocabulary that are tokens; a Megatron checkpoint does not say how many "
+        "of its rows are padding",
+    )
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"a setting that the source does not say, or says wrongly: {', '.join(CORRECTABLE)}",
+    )
+
+
+def _add_target_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("target")
+    group.add_argument("--to", dest="target", type=Path, help="folder to write")
+    group.add_argument(
         "--to-format",
         choices=TARGET_FORMATS,
-        required=True,
-        help="hf: safetensors for transformers and vLLM; dongwu: a checkpoint to train from",
+        help="hf: for transformers and vLLM; meta: consolidated.NN.pth; megatron: torch format; "
+        "torch_dist: Megatron's of today; dongwu: a checkpoint to train from",
     )
-    add(
+    group.add_argument(
+        "--target-params-dtype",
         "--dtype",
-        choices=list(DTYPES),
-        help="format of the weights in hf; default: as the source stores them (a checkpoint and "
-        "a GGUF file give float32)",
+        dest="dtype",
+        choices=list(DTYPE_NAMES),
+        help="format of the weights; default: as the source stores them",
     )
-    add(
-        "--max-shard-size",
-        type=_bytes,
-        default="5GB",
-        metavar="SIZE",
-        help="largest weight file of hf, e.g. 500MB (default 5GB)",
-    )
-    add(
+    group.add_argument(
         "--tokenizer",
         type=Path,
         help=".model file, tokenizer.json or folder to use instead of the source's tokenizer",
     )
-    add("--overwrite", action="store_true", help="replace what is at --to")
+    group.add_argument(
+        "--max-shard-size",
+        default="5GB",
+        metavar="SIZE",
+        help="hf: largest weight file, e.g. 500MB or 2GiB (default 5GB)",
+    )
+    group.add_argument(
+        "--hf-weights",
+        choices=["safetensors", "bin"],
+        default="safetensors",
+        help="hf: kind of weight files (default safetensors)",
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace the model at --to")
+
+
+def _add_megatron_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Megatron target")
+    sizes = {"tensor": "also the number of files of meta", "pipeline": "", "virtual-pipeline": ""}
+    for kind, remark in sizes.items():
+        group.add_argument(
+            f"--target-{kind}-parallel-size",
+            type=positive_int,
+            default=1,
+            metavar="N",
+            help=f"{'model chunks a stage' if kind == 'virtual-pipeline' else kind + ' ranks'} "
+            f"(default 1){'; ' + remark if remark else ''}",
+        )
+    group.add_argument(
+        "--target-naming",
+        choices=NAMINGS,
+        help="legacy: the GPT class of 2023; mcore, mcore_te: Megatron-Core with its local or its "
+        "Transformer Engine layers; megatron_llama: Alibaba's fork. Default: as the source, else "
+        "mcore_te",
+    )
+    group.add_argument(
+        "--make-vocab-size-divisible-by",
+        type=positive_int,
+        default=128,
+        metavar="N",
+        help="pad the vocabulary to a multiple of N x tensor ranks, as Megatron does (default 128)",
+    )
+
+
+def _verify_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="convert.py verify",
+        description="Compare two models tensor by tensor, whatever their formats. Equal means bit "
+        "for bit; where the dtypes differ, equal after rounding to the coarser of the two.",
+    )
+    parser.add_argument("first", type=Path, help="any model that --from accepts")
+    parser.add_argument("second", type=Path, help="any model that --from accepts")
+    parser.add_argument(
+        "--logits",
+        action="store_true",
+        help="also run both on fixed tokens in float32, through our model and, where it is "
+        "installed, through transformers",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.0,
+        help="largest difference of a weight that passes (default 0: equality)",
+    )
+    _add_corrections(parser.add_argument_group("of both models"))
     return parser
 
 
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+)\s*([KMG]B)?", text.strip(), re.IGNORECASE)
-    if match is None or int(match[1]) == 0:
-        raise UserError(f"--max-shard-size {text}: write a size such as 500MB or 5GB")
-    return int(match[1]) * _UNITS[(match[2] or "").upper()]
+def _setting(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    if not equals or name not in CORRECTABLE:
+        raise UserError(f"--set {text}: write NAME=VALUE with a name of {', '.join(CORRECTABLE)}")
+    try:
+        return name, float(value) if "." in value or "e" in value.lower() else int(value)
+    except ValueError:
+        raise UserError(f"--set {text}: {value!r} is not a number") from None
 
 
 if __name__ == "__main__":

@@ -35,9 +35,15 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> "RunConfig":
-        model, data, optimizer = self.model, self.data, self.optimizer
+        model, data, optimizer, training = self.model, self.data, self.optimizer, self.training
+        if training.initial_weights is not None and training.continue_from is not None:
+            raise ValueError(
+                f"training.initial_weights={training.initial_weights} and training.continue_from="
+                f"{training.continue_from} are both set; keep initial_weights to start a new run "
+                "from these weights, or continue_from to go on with a Megatron run"
+            )
         # What initial weights bring is checked once they are there, in the resolved run.
-        from_weights = self.training.initial_weights is not None
+        from_weights = training.initial_weights is not None or training.continue_from is not None
         known = model.model_fields_set if from_weights else type(model).model_fields.keys()
         if (
             "max_position_embeddings" in known
@@ -57,17 +63,15 @@ class RunConfig(Section):
                 f"schedule.min_learning_rate={self.schedule.min_learning_rate} is above "
                 f"optimizer.learning_rate={optimizer.learning_rate}"
             )
-        if self.training.loss_chunk_tokens and data.sequence_length % (
-            self.training.loss_chunk_tokens
-        ):
+        if training.loss_chunk_tokens and data.sequence_length % training.loss_chunk_tokens:
             raise ValueError(
                 f"data.sequence_length={data.sequence_length} is not a multiple of "
-                f"training.loss_chunk_tokens={self.training.loss_chunk_tokens}"
+                f"training.loss_chunk_tokens={training.loss_chunk_tokens}"
             )
         self._check_schedule()
         if self.steps < 1:
             raise ValueError(
-                f"training.duration={self.training.duration} is shorter than one step; lengthen it"
+                f"training.duration={training.duration} is shorter than one step; lengthen it"
             )
         return self
 

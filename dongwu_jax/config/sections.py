@@ -213,8 +213,13 @@ class TrainingConfig(Section):
     )
     initial_weights: Path | None = Field(
         None,
-        description="model to start from (Hugging Face folder, GGUF file or our checkpoint); "
-        "null: fresh weights",
+        description="model to start from (Hugging Face, Meta or Megatron folder, GGUF file or our "
+        "checkpoint); null: fresh weights",
+    )
+    continue_from: Path | None = Field(
+        None,
+        description="Megatron checkpoint whose run goes on here: its weights, iteration, samples "
+        "and, where they can be had, Adam moments; instead of initial_weights",
     )
     remat: Literal["none", "attention", "qkv_attention", "minimal", "full"] = Field(
         "none",

@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.inference import LoadedModel, load_model
-from dongwu_jax.models.attention import causal_attention
-from dongwu_jax.models.parameters import bind
+from dongwu_jax.interop.logits import our_logits
 
 _TEXTS = (
     "The yield curve inverted in March; 10-year notes closed at 3.25%.",
@@ -46,13 +43,14 @@ def check_export(folder: Path) -> ExportCheck:
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         theirs = reference(torch.from_numpy(tokens)).logits.numpy()
+    logits = our_logits(ours.config, ours.parameters, tokens)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     alike = [
         tokenizer.encode(text, add_special_tokens=False) == list(ours.tokenizer.encode(text))
         for text in _TEXTS
     ]
     return ExportCheck(
-        largest_difference=float(np.abs(_logits(ours, tokens) - theirs).max()),
+        largest_difference=float(np.abs(logits - theirs).max()),
         largest_logit=float(np.abs(theirs).max()),
         tokens=tokens.size,
         texts_tokenised_alike=sum(alike),
@@ -64,19 +62,3 @@ def _tokens(model: LoadedModel) -> np.ndarray:
     """int64 [1, length]: the texts, as far as the model's length allows."""
     ids = [token for text in _TEXTS for token in model.tokenizer.encode(text)]
     return np.array([ids[: model.config.max_position_embeddings]], np.int64)
-
-
-def _logits(model: LoadedModel, tokens: np.ndarray) -> np.ndarray:
-    """float32 [1, length, vocab]."""
-
-    @jax.jit
-    def forward(parameters, tokens):  # type: ignore[no-untyped-def]
-        llama = bind(model.config, parameters)
-        positions = jnp.arange(tokens.shape[1])[None]
-        hidden = llama.hidden_states(
-            tokens, positions, lambda query, key, value: causal_attention(query, key, value, "xla")
-        )
-        return llama.logits(hidden)[..., : model.config.vocab_size]
-
-    with jax.default_matmul_precision("highest"):
-        return np.asarray(forward(model.parameters, tokens.astype(np.int32)))

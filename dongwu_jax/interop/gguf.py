@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import tempfile
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ from dongwu_jax.config import ModelConfig
 from dongwu_jax.config.sections import RopeScaling
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.gguf_tokenizer import write_gguf_tokenizer
-from dongwu_jax.interop.tensors import model_tensors
+from dongwu_jax.interop.tensors import halves_from_pairs, model_tensors
 
 _REQUIRED = object()
 
@@ -24,6 +25,8 @@ class GgufSource:
 
     format = "gguf"
     dtype = "float32"  # what dequantization gives
+    iteration: int | None = None
+    consumed_samples: int | None = None
 
     def __init__(self, path: Path):
         """Open the file and check every tensor's name and shape; no values are read yet.
@@ -42,6 +45,9 @@ class GgufSource:
         self.config = self._read_config()
         self._tensors = {tensor.name: tensor for tensor in model_tensors(self.config)}
         self._check_tensors()
+        self.notes: list[str] = []
+        kinds = Counter(tensor.tensor_type.name for tensor in self._stored.values())
+        self.description = f"GGUF file, mostly {kinds.most_common(1)[0][0]}"
         self._folder: tempfile.TemporaryDirectory | None = None
 
     @property
@@ -67,19 +73,37 @@ class GgufSource:
         """One tensor by our name, dequantized to float32, in our layout."""
         tensor = self._tensors[name]
         stored = self._stored[tensor.gguf]
-        values = self._gguf.quants.dequantize(stored.data, stored.tensor_type)
+        values = self._gguf.quants.dequantize(self._read_raw(stored), stored.tensor_type)
         values = values.astype(np.float32, copy=False)
-        kind = tensor.row.name.removeprefix("attention.")
-        if kind in ("q_proj", "q_bias"):
-            values = _halves_from_pairs(values, self.config.num_heads)
-        if kind in ("k_proj", "k_bias"):
-            values = _halves_from_pairs(values, self.config.kv_heads)
+        if tensor.rotated_heads:
+            values = halves_from_pairs(values, tensor.rotated_heads)
         return tensor.from_torch(values)
+
+    def stored(self) -> list[tuple[str, tuple[int, ...], str]]:
+        """Name, shape and kind of number of every stored tensor."""
+        return [
+            (name, _torch_shape(tensor), tensor.tensor_type.name)
+            for name, tensor in self._stored.items()
+        ]
 
     def close(self) -> None:
         """Remove the temporary tokenizer folder."""
         if self._folder is not None:
             self._folder.cleanup()
+
+    def _read_raw(self, stored: Any) -> np.ndarray:
+        """The stored blocks by a plain read: pages of the reader's map would stay in memory."""
+        mapped = stored.data
+        try:
+            raw = np.fromfile(self.path, mapped.dtype, mapped.size, offset=stored.data_offset)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read: {error.strerror}") from None
+        if raw.size != mapped.size:
+            raise UserError(
+                f"{self.path}: tensor {stored.name} ends after {raw.nbytes} of {mapped.nbytes} "
+                "bytes; the file has changed since it was opened"
+            )
+        return raw.reshape(mapped.shape)
 
     def _field(self, name: str, default: Any = _REQUIRED) -> Any:
         if name in self._fields:
@@ -148,7 +172,7 @@ class GgufSource:
         for name, shape in wanted.items():
             if name not in self._stored:
                 raise UserError(f"{self.path}: tensor {name} is missing")
-            found = tuple(int(size) for size in reversed(self._stored[name].shape))
+            found = _torch_shape(self._stored[name])
             if found != shape:
                 raise UserError(
                     f"{self.path}: tensor {name} has shape {found}, the fields ask for {shape}"
@@ -181,10 +205,9 @@ def _gguf_package() -> ModuleType:
     return importlib.import_module("gguf")
 
 
-def _halves_from_pairs(weights: np.ndarray, heads: int) -> np.ndarray:
-    """Undo llama.cpp's row order within a head, (i, i + 1) rotated, for ours, (i, i + half)."""
-    pairs = weights.reshape(heads, -1, 2, *weights.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(weights.shape)
+def _torch_shape(tensor: Any) -> tuple[int, ...]:
+    """The shape of a tensor of the `gguf` package, which counts dimensions backwards."""
+    return tuple(int(size) for size in reversed(tensor.shape))
 
 
 def _shortest(value: float) -> float:

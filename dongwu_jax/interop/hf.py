@@ -1,28 +1,41 @@
-"""Reading a Hugging Face folder: `config.json` and safetensors, one tensor at a time."""
+"""Reading a Hugging Face folder: `config.json` and weights, one tensor at a time."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.hf_config import read_hugging_face_config, read_json
-from dongwu_jax.interop.tensors import model_tensors
+from dongwu_jax.interop.safetensors_files import read_safetensors
+from dongwu_jax.interop.tensors import mixed_dtype_notes, model_tensors
+from dongwu_jax.interop.torch_files.reader import StoredArray, read_torch_file
 
-_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_SINGLE_FILE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # as transformers prefers them
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+
+
+class _Stored(Protocol):
+    """A tensor of a file, whose values are read when asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    def read(self) -> np.ndarray: ...
 
 
 class HuggingFaceSource:
     """A Llama in a Hugging Face folder, complete and of the right shapes."""
 
     format = "hf"
+    iteration: int | None = None
+    consumed_samples: int | None = None
 
     def __init__(self, path: Path):
-        """Open the files and check every name, shape and dtype; no values are read yet.
+        """Read the headers and check every name, shape and dtype; no weights are read yet.
 
         Raises:
             UserError: something is missing, unexpected or unsupported.
@@ -30,15 +43,19 @@ class HuggingFaceSource:
         self.path = path
         self.config = read_hugging_face_config(path / "config.json")
         self._tensors = {tensor.name: tensor for tensor in model_tensors(self.config)}
-        self._files = {file: _open(file) for file in _weight_files(path)}
-        self._places = _places(self._files)
+        files = _weight_files(path)
+        self._stored, self._places = _read_files(files)
         self._check_tensors()
+        kind = "safetensors" if files[0].suffix == ".safetensors" else "torch"
+        count = f"{len(files)} {kind} {'file' if len(files) == 1 else 'files'}"
+        self.description = f"Hugging Face folder, {count}"
+        kinds = {name: self._stored[t.hugging_face].dtype for name, t in self._tensors.items()}
+        self.notes = mixed_dtype_notes(kinds)
 
     @property
     def dtype(self) -> str:
         """Format of the stored weights: that of the embedding."""
-        name = self._tensors["embed_tokens"].hugging_face
-        return _DTYPES[self._slice(name).get_dtype()]
+        return self._stored[self._tensors["embed_tokens"].hugging_face].dtype.name
 
     @property
     def tokenizer(self) -> Path | None:
@@ -53,39 +70,32 @@ class HuggingFaceSource:
     def read(self, name: str) -> np.ndarray:
         """One tensor by our name, in our layout, in the dtype in which it is stored."""
         tensor = self._tensors[name]
-        return tensor.from_torch(self._read_stored(tensor.hugging_face))
+        return tensor.from_torch(self._stored[tensor.hugging_face].read())
+
+    def stored(self) -> list[tuple[str, tuple[int, ...], str]]:
+        """Name, shape and dtype of every stored tensor."""
+        return [(name, array.shape, array.dtype.name) for name, array in self._stored.items()]
 
     def close(self) -> None:
-        """Release the files."""
-        self._files.clear()
-
-    def _slice(self, stored_name: str) -> Any:  # the type has no public name
-        return self._files[self._places[stored_name]].get_slice(stored_name)
-
-    def _read_stored(self, stored_name: str) -> np.ndarray:
-        file = self._places[stored_name]
-        try:
-            return self._files[file].get_tensor(stored_name)
-        except SafetensorError as error:
-            raise UserError(f"{file}: {stored_name} cannot be read: {error}") from None
+        """Nothing stays open between reads."""
 
     def _check_tensors(self) -> None:
         wanted = {t.hugging_face: t.torch_shape for t in self._tensors.values()}
         for name, shape in wanted.items():
-            if name not in self._places:
+            if name not in self._stored:
                 raise UserError(f"{self.path}: tensor {name} is missing from the weights")
-            found = self._slice(name)
-            if tuple(found.get_shape()) != shape:
+            found = self._stored[name]
+            if found.shape != shape:
                 raise UserError(
-                    f"{self._places[name]}: tensor {name} has shape {tuple(found.get_shape())}, "
+                    f"{self._places[name]}: tensor {name} has shape {found.shape}, "
                     f"config.json asks for {shape}"
                 )
-            if found.get_dtype() not in _DTYPES:
+            if found.dtype.name not in _DTYPES:
                 raise UserError(
-                    f"{self._places[name]}: tensor {name} is stored as {found.get_dtype()}; "
+                    f"{self._places[name]}: tensor {name} is stored as {found.dtype.name}; "
                     f"only {', '.join(_DTYPES)} can be read"
                 )
-        for name in self._places.keys() - wanted.keys():
+        for name in self._stored.keys() - wanted.keys():
             self._check_extra(name)
 
     def _check_extra(self, name: str) -> None:
@@ -93,15 +103,15 @@ class HuggingFaceSource:
         if name.endswith("rotary_emb.inv_freq"):
             return
         if name.endswith("o_proj.bias") and self.config.qkv_bias:
-            if self._read_stored(name).any():
+            if self._stored[name].read().any():
                 raise UserError(
                     f"{self._places[name]}: {name} is not zero; a bias on the attention output "
                     "is not supported"
                 )
             return
         if name == "lm_head.weight" and self.config.tie_word_embeddings:
-            embedding = self._read_stored("model.embed_tokens.weight")
-            if not np.array_equal(self._read_stored(name), embedding):
+            embedding = self._stored["model.embed_tokens.weight"].read()
+            if not np.array_equal(self._stored[name].read(), embedding):
                 raise UserError(
                     f"{self.path}: config.json says tie_word_embeddings, but lm_head.weight "
                     "differs from model.embed_tokens.weight; set tie_word_embeddings to false"
@@ -116,32 +126,53 @@ def is_hugging_face_folder(path: Path) -> bool:
 
 
 def _weight_files(path: Path) -> list[Path]:
-    if (path / _INDEX).is_file():
-        weight_map = read_json(path / _INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{path / _INDEX}: weight_map is missing")
-        names = sorted(set(map(str, weight_map.values())))
-        outside = [name for name in names if Path(name).name != name]
-        if outside:
-            raise UserError(f"{path / _INDEX}: {outside[0]!r} is not the name of a file beside it")
-        return [path / name for name in names]
-    if (path / _SINGLE_FILE).is_file():
-        return [path / _SINGLE_FILE]
-    if any(path.glob("pytorch_model*.bin")):
-        raise UserError(
-            f"{path}: holds pytorch_model.bin, a pickle, which is not read; save it as safetensors "
-            "(transformers: model.save_pretrained(folder, safe_serialization=True))"
+    """The one file, or those that an index names."""
+    for name in _WEIGHT_FILES:
+        if (path / name).is_file():
+            return [path / name]
+        index = path / f"{name}.index.json"
+        if index.is_file():
+            return _indexed_files(index)
+    raise UserError(
+        f"{path}: holds no weights: expected {' or '.join(_WEIGHT_FILES)}, or the index of their "
+        f"parts ({_WEIGHT_FILES[0]}.index.json)"
+    )
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: weight_map is missing")
+    names = sorted(set(map(str, weight_map.values())))
+    for name in names:
+        if Path(name).name != name:
+            raise UserError(f"{index}: {name!r} is not the name of a file beside it")
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index.parent / name}: is missing, {index.name} names it")
+    return [index.parent / name for name in names]
+
+
+def _read_files(files: list[Path]) -> tuple[dict[str, _Stored], dict[str, Path]]:
+    """Every tensor, and the file that holds it, from the files themselves."""
+    stored: dict[str, _Stored] = {}
+    places: dict[str, Path] = {}
+    for file in files:
+        found: Mapping[str, _Stored] = (
+            _read_bin(file) if file.suffix == ".bin" else read_safetensors(file)
         )
-    raise UserError(f"{path}: holds neither {_SINGLE_FILE} nor {_INDEX}")
+        for name, array in found.items():
+            if name in places and not name.endswith("inv_freq"):
+                raise UserError(f"{file}: tensor {name} stands in {places[name].name} too")
+            stored[name], places[name] = array, file
+    return stored, places
 
 
-def _open(file: Path) -> safe_open:
-    try:
-        return safe_open(file, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: cannot be read as safetensors: {error}") from None
-
-
-def _places(files: dict[Path, safe_open]) -> dict[str, Path]:
-    """Which file holds each tensor, from the files themselves."""
-    return {name: file for file, opened in files.items() for name in opened.keys()}  # noqa: SIM118
+def _read_bin(file: Path) -> dict[str, StoredArray]:
+    """The tensors of a pickled state dict."""
+    content = read_torch_file(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: must hold a dict of tensors, not a {type(content).__name__}")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, StoredArray):
+            raise UserError(f"{file}: {name!r} is a {type(value).__name__}, not a tensor")
+    return content

@@ -40,7 +40,15 @@ def read_hugging_face_config(path: Path) -> ModelConfig:
     Raises:
         UserError: a field is missing, or asks for something that a Llama of ours cannot do.
     """
-    fields = read_json(path)
+    return parse_hugging_face_config(read_json(path), path)
+
+
+def parse_hugging_face_config(fields: Json, path: Path) -> ModelConfig:
+    """The architecture that the content of the `config.json` at `path` describes.
+
+    Raises:
+        UserError: as `read_hugging_face_config`.
+    """
     _check_supported(fields, path)
     theta, scaling = _read_rope(fields, path)
     length = _required(fields, "max_position_embeddings", path)

@@ -1,91 +1,185 @@
 """Writing a Hugging Face folder that transformers and vLLM load as it is."""
 
-import functools
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.data.tokenizers import load_fitting_tokenizer
 from dongwu_jax.interop.hf import HuggingFaceSource
-from dongwu_jax.interop.hf_config import Json, hugging_face_config
+from dongwu_jax.interop.hf_config import Json, hugging_face_config, parse_hugging_face_config
 from dongwu_jax.interop.hf_tokenizer import write_hugging_face_tokenizer
-from dongwu_jax.interop.safetensors_files import StoredTensor, write_safetensors
+from dongwu_jax.interop.safetensors_files import SafetensorsWriter
+from dongwu_jax.interop.targets import DTYPES, PlannedFile, Progress, ReadTensor, cast
 from dongwu_jax.interop.tensors import Tensor, model_tensors
+from dongwu_jax.interop.torch_files.writer import PendingTensor, TorchFileWriter
 from dongwu_jax.models.rope import inverse_frequencies
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
-
-def write_hugging_face(
-    folder: Path,
-    config: ModelConfig,
-    read: Callable[[str], np.ndarray],
-    dtype: str,
-    tokenizer: Path | None,
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    progress: Callable[[int], None] = lambda num_bytes: None,
-) -> None:
-    """Write config, weights and tokenizer into an existing empty folder, then check them.
-
-    Padding rows of the vocabulary are left out.
-
-    Args:
-        read: one tensor by our name, in our layout.
-        dtype: format to store, "float32", "bfloat16" or "float16".
-        tokenizer: where the tokenizer lies; None: the folder gets none.
-        progress: called with the bytes of each tensor that is written.
-
-    Raises:
-        UserError: the tokenizer is damaged, or larger than the model's vocabulary.
-    """
-    known = load_fitting_tokenizer(tokenizer, config.vocab_size) if tokenizer else None
-    bos_id, eos_id = (known.bos_id, known.eos_id) if known else (None, None)
-    exported = hugging_face_config(config, dtype, bos_id, eos_id)
-    _write_json(folder / "config.json", exported)
-    ids = {"bos_token_id": bos_id, "eos_token_id": eos_id}
-    _write_json(folder / "generation_config.json", {"_from_model_config": True} | ids)
-    if tokenizer is not None:
-        write_hugging_face_tokenizer(tokenizer, folder, config.max_position_embeddings)
-    tensors = _stored_tensors(config, read)
-    for num_bytes in write_safetensors(folder, tensors, dtype, max_shard_bytes):
-        progress(num_bytes)
-    _check(folder, config)
+WeightFiles = Literal["safetensors", "bin"]
+_NAMES = {"safetensors": ("model", "safetensors"), "bin": ("pytorch_model", "bin")}
 
 
-def _stored_tensors(config: ModelConfig, read: Callable[[str], np.ndarray]) -> list[StoredTensor]:
-    tensors = model_tensors(_without_padding(config))
-    stored = [
-        StoredTensor(t.hugging_face, t.torch_shape, functools.partial(_read_stored, t, read))
-        for t in tensors
-    ]
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor as the folder holds it."""
+
+    name: str
+    shape: tuple[int, ...]
+    tensor: Tensor | None  # ours; None: zeros
+
+    def values(self, read: ReadTensor, dtype: str) -> np.ndarray:
+        """Its values in the stored dtype, without padding rows of the vocabulary."""
+        if self.tensor is None:
+            return np.zeros(self.shape, DTYPES[dtype])
+        kept = tuple(slice(size) for size in self.tensor.shape)
+        return cast(self.tensor.to_torch(read(self.tensor.name)[kept]), dtype, self.name)
+
+
+@dataclass
+class HuggingFaceTarget:
+    """A Hugging Face folder to write; padding rows of the vocabulary are left out."""
+
+    config: ModelConfig
+    dtype: str  # of the stored weights, a key of `DTYPES`
+    tokenizer: Path | None = None  # None: the folder gets none
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES  # of a file; a larger tensor gets its own
+    weights: WeightFiles = "safetensors"
+
+    def files(self) -> list[PlannedFile]:
+        """The weight files, from sizes alone."""
+        return [
+            PlannedFile(file, [(stored.name, stored.shape) for stored in shard])
+            for file, shard in self._shards()
+        ]
+
+    def write(self, folder: Path, read: ReadTensor, progress: Progress) -> None:
+        """Write config, tokenizer and weights into an existing empty folder, then check them.
+
+        Raises:
+            UserError: the tokenizer is damaged, or larger than the model's vocabulary, or a value
+                does not fit the dtype.
+        """
+        tokenizer, config = self.tokenizer, self.config
+        known = load_fitting_tokenizer(tokenizer, config.vocab_size) if tokenizer else None
+        bos_id, eos_id = (known.bos_id, known.eos_id) if known else (None, None)
+        exported = hugging_face_config(config, self.dtype, bos_id, eos_id)
+        _write_json(folder / "config.json", exported)
+        ids = {"bos_token_id": bos_id, "eos_token_id": eos_id}
+        _write_json(folder / "generation_config.json", {"_from_model_config": True} | ids)
+        if tokenizer is not None:
+            write_hugging_face_tokenizer(tokenizer, folder, config.max_position_embeddings)
+        shards = self._shards()
+        for file, shard in shards:
+            self._write_shard(folder / file, shard, read, progress)
+        if len(shards) > 1:
+            _write_json(folder / f"{_file_name(self.weights)}.index.json", self._index(shards))
+        _check(folder, exported, config)
+
+    def _write_shard(
+        self, path: Path, shard: Sequence[_Stored], read: ReadTensor, progress: Progress
+    ) -> None:
+        planned = {stored.name: stored.shape for stored in shard}
+        with path.open("wb") as file:
+            writer: SafetensorsWriter | TorchFileWriter
+            if self.weights == "safetensors":
+                writer = SafetensorsWriter(file, list(planned.items()), self.dtype)
+            else:
+                dtype = DTYPES[self.dtype]
+                tree = {name: PendingTensor(shape, dtype) for name, shape in planned.items()}
+                writer = TorchFileWriter(file, tree)
+            for stored in shard:
+                values = stored.values(read, self.dtype)
+                writer.write(values)
+                progress(values.nbytes)
+            writer.close()
+
+    def _shards(self) -> list[tuple[str, list[_Stored]]]:
+        """What each file holds: tensors in order, as many as there is room for."""
+        shards: list[list[_Stored]] = [[]]
+        room = self.max_shard_bytes
+        for stored in _stored_tensors(self.config):
+            size = self._num_bytes(stored)
+            if shards[-1] and size > room:
+                shards.append([])
+                room = self.max_shard_bytes
+            shards[-1].append(stored)
+            room -= size
+        if len(shards) == 1:
+            return [(_file_name(self.weights), shards[0])]
+        part = "-{:05}-of-" + f"{len(shards):05}"
+        return [
+            (_file_name(self.weights, part.format(number)), shard)
+            for number, shard in enumerate(shards, 1)
+        ]
+
+    def _index(self, shards: Sequence[tuple[str, Sequence[_Stored]]]) -> Json:
+        """Which file holds each tensor."""
+        total = sum(self._num_bytes(stored) for _, shard in shards for stored in shard)
+        return {
+            "metadata": {"total_size": total},
+            "weight_map": {stored.name: file for file, shard in shards for stored in shard},
+        }
+
+    def _num_bytes(self, stored: _Stored) -> int:
+        return prod(stored.shape) * DTYPES[self.dtype].itemsize
+
+
+def _file_name(weights: WeightFiles, part: str = "") -> str:
+    stem, suffix = _NAMES[weights]
+    return f"{stem}{part}.{suffix}"
+
+
+def _stored_tensors(config: ModelConfig) -> list[_Stored]:
+    tensors = model_tensors(config.model_copy(update={"padded_vocab_size": None}))
+    stored = [_Stored(t.hugging_face, t.torch_shape, t) for t in tensors]
     if config.qkv_bias:  # Hugging Face's attention_bias means one on the output too
-        zeros = functools.partial(np.zeros, config.hidden_size, np.float32)
         stored += [
-            StoredTensor(f"model.layers.{n}.self_attn.o_proj.bias", (config.hidden_size,), zeros)
+            _Stored(f"model.layers.{n}.self_attn.o_proj.bias", (config.hidden_size,), None)
             for n in range(config.num_layers)
         ]
     return stored
 
 
-def _read_stored(tensor: Tensor, read: Callable[[str], np.ndarray]) -> np.ndarray:
-    kept = tuple(slice(size) for size in tensor.shape)
-    return tensor.to_torch(read(tensor.name)[kept])
+def _check(folder: Path, exported: Json, config: ModelConfig) -> None:
+    """Read the export back: every name and shape, the sizes, and the rotary frequencies.
 
+    The frequencies must follow from the settings of transformers 4 alone and of 5 alone.
 
-def _without_padding(config: ModelConfig) -> ModelConfig:
-    return config.model_copy(update={"padded_vocab_size": None})
-
-
-def _check(folder: Path, config: ModelConfig) -> None:
-    """Read the export back: every name and shape, and the frequencies of rotary positions."""
+    Raises:
+        RuntimeError: something is read as another value.
+    """
     written = HuggingFaceSource(folder)
     written.close()
-    ours, theirs = inverse_frequencies(config), inverse_frequencies(written.config)
-    if not np.allclose(ours, theirs, rtol=1e-6, atol=0):
-        raise RuntimeError(f"{folder}: the exported rope settings are read as other frequencies")
+    for spelling in (("rope_theta", "rope_scaling"), ("rope_parameters",)):
+        other = {"rope_theta", "rope_scaling", "rope_parameters"} - set(spelling)
+        fields = {name: value for name, value in exported.items() if name not in other}
+        read = parse_hugging_face_config(fields, folder / "config.json")
+        ours, theirs = inverse_frequencies(config), inverse_frequencies(read)
+        if not np.allclose(ours, theirs, rtol=1e-6, atol=0):
+            raise RuntimeError(
+                f"{folder}: {' and '.join(spelling)} are read as other rotary frequencies"
+            )
+    if _as_exported(written.config) != _as_exported(config):
+        raise RuntimeError(f"{folder}: config.json is read as another model: {written.config}")
+
+
+def _as_exported(config: ModelConfig) -> ModelConfig:
+    """The config with everything resolved, and without what Hugging Face has no word for."""
+    return config.model_copy(
+        update={
+            "num_kv_heads": config.kv_heads,
+            "head_dim": config.width_per_head,
+            "padded_vocab_size": None,
+            "padded_vocab_in_softmax": False,
+        }
+    )
 
 
 def _write_json(path: Path, content: Json) -> None:

@@ -1,36 +1,47 @@
 """Weights that a training run starts from, and the architecture that comes with them."""
 
 import logging
+from pathlib import Path
 
 from dongwu_jax.config import ModelConfig, RunConfig, parse_config
+from dongwu_jax.interop.megatron.continuation import Continuation
+from dongwu_jax.interop.model_source import ModelSource
 from dongwu_jax.interop.sources import load_parameters, open_source, resolve_model_config
 from dongwu_jax.models.parameters import Parameters
 from dongwu_jax.training.checkpoints import is_checkpoint, read_model_config
-from dongwu_jax.training.state import LoadParameters
+from dongwu_jax.training.state import StartingPoint
 
 logger = logging.getLogger(__name__)
 
 
-def resolve_initial_weights(config: RunConfig) -> tuple[RunConfig, LoadParameters | None]:
-    """Take the architecture from `training.initial_weights`, when there are any.
+def resolve_initial_weights(config: RunConfig) -> tuple[RunConfig, StartingPoint]:
+    """Take the architecture from `training.initial_weights` or `continue_from`, if set.
 
     A run that already has a checkpoint takes it from there: it does not need the initial weights
     any more.
 
     Returns:
-        The run with its model section complete, and how to load the weights (None: fresh ones).
+        The run with its model section complete, and where it starts when it does not resume.
 
     Raises:
-        UserError: the weights cannot be read, or the model section contradicts them.
+        UserError: the weights cannot be read, the model section contradicts them, or the run that
+            made them cannot be continued in this way.
     """
-    origin = config.training.initial_weights
-    if origin is None:
-        return config, None
+    training = config.training
+    if training.initial_weights is None and training.continue_from is None:
+        return config, StartingPoint()
     if is_checkpoint(config.checkpoint.directory):
         found = read_model_config(config.checkpoint.directory)
-        return _with_model(config, found, str(config.checkpoint.directory)), None
+        return _with_model(config, found, str(config.checkpoint.directory)), StartingPoint()
+    if training.initial_weights is not None:
+        return _from_weights(config, training.initial_weights)
+    assert training.continue_from is not None
+    return _from_megatron_run(config, training.continue_from)
+
+
+def _from_weights(config: RunConfig, origin: Path) -> tuple[RunConfig, StartingPoint]:
     source = open_source(origin)
-    resolved = _with_model(config, source.config, str(origin))
+    resolved = _with_model(config, _known_model(source, config.model, origin), str(origin))
 
     def load(model: ModelConfig, shardings: Parameters) -> Parameters:
         logger.info("loading %s weights (%s) from %s", source.format, source.dtype, origin)
@@ -39,7 +50,30 @@ def resolve_initial_weights(config: RunConfig) -> tuple[RunConfig, LoadParameter
         finally:
             source.close()
 
-    return resolved, load
+    return resolved, StartingPoint(load)
+
+
+def _from_megatron_run(config: RunConfig, origin: Path) -> tuple[RunConfig, StartingPoint]:
+    continuation = Continuation(origin)
+    found = _known_model(continuation.source, config.model, origin)
+    resolved = _with_model(config, found, str(origin))
+    return resolved, continuation.starting_point(resolved)
+
+
+def _known_model(source: ModelSource, requested: ModelConfig, origin: Path) -> ModelConfig:
+    """The source's architecture; logs what its files do not say.
+
+    A Megatron checkpoint knows the rows of its vocabulary, padding included; the run may know how
+    many of them are tokens.
+    """
+    for note in source.notes:
+        logger.info("%s: %s", origin, note)
+    found, tokens = source.config, requested.vocab_size
+    from_megatron = source.format in ("megatron", "torch_dist")
+    told = from_megatron and "vocab_size" in requested.model_fields_set
+    if not told or tokens >= found.vocab_rows:
+        return found
+    return found.model_copy(update={"vocab_size": tokens, "padded_vocab_size": found.vocab_rows})
 
 
 def _with_model(config: RunConfig, found: ModelConfig, origin: str) -> RunConfig:

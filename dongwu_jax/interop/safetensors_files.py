@@ -1,99 +1,195 @@
-"""Writing safetensors shards tensor by tensor, so that a large model never has to be in memory.
+"""Safetensors files: read without mapping them into memory, written tensor by tensor.
 
 The format is an 8-byte little-endian header length, a JSON header, then the tensors' bytes.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import ml_dtypes
 import numpy as np
 
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
+from dongwu_jax.errors import UserError
+from dongwu_jax.interop.targets import DTYPES
+
+_DTYPES = {
+    code: np.dtype(kind)
+    for code, kind in {
+        "F64": np.float64,
+        "F32": np.float32,
+        "F16": np.float16,
+        "BF16": ml_dtypes.bfloat16,
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+        "I64": np.int64,
+        "I32": np.int32,
+        "I16": np.int16,
+        "I8": np.int8,
+        "U64": np.uint64,
+        "U32": np.uint32,
+        "U16": np.uint16,
+        "U8": np.uint8,
+        "BOOL": np.bool_,
+    }.items()
 }
-_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """A tensor to write: its place in the file is known before its values are."""
+class SafetensorsArray:
+    """One tensor of a file, whose values are read when asked for."""
 
+    file: Path
     name: str
     shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
+    dtype: np.dtype
+    start: int  # byte of the file
+    stop: int
+
+    def read(self) -> np.ndarray:
+        """Its values, C-contiguous, by a plain read: mapped pages would count as memory in use.
+
+        Raises:
+            UserError: the file cannot be read, or has become shorter.
+        """
+        values = np.empty(self.shape, self.dtype)
+        wanted = values.reshape(-1).view(np.uint8).data
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.start)
+                found = file.readinto(wanted)
+        except OSError as error:
+            raise UserError(f"{self.file}: cannot be read: {error.strerror}") from None
+        if found != values.nbytes:
+            raise UserError(
+                f"{self.file}: tensor {self.name} ends after {found} of {values.nbytes} bytes; "
+                "the file has changed since it was opened"
+            )
+        return values
 
 
-def write_safetensors(
-    folder: Path, tensors: list[StoredTensor], dtype: str, max_shard_bytes: int
-) -> Iterator[int]:
-    """Write `model.safetensors`, or shards and their index when one file is too small.
+def read_safetensors(path: Path) -> dict[str, SafetensorsArray]:
+    """The tensors of a file by name, from its header alone.
 
-    Args:
-        dtype: format of the stored values, a key of `DTYPES`.
-        max_shard_bytes: largest size of a file; a tensor larger than that gets its own.
-
-    Yields:
-        The bytes of each tensor once it is written.
+    Raises:
+        UserError: the file is missing, damaged or truncated, or holds a dtype that is not known.
     """
-    shards = _shards(tensors, DTYPES[dtype].itemsize, max_shard_bytes)
-    files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    if len(shards) == 1:
-        files = ["model.safetensors"]
-    for file, shard in zip(files, shards, strict=True):
-        with (folder / file).open("wb") as output:
-            yield from _write_shard(output, shard, dtype)
-    if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": sum(_num_bytes(t, dtype) for t in tensors)},
-            "weight_map": {
-                t.name: file for file, shard in zip(files, shards, strict=True) for t in shard
-            },
-        }
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            header, start = _read_header(file, size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is not a whole safetensors file: {error}") from None
+    header.pop("__metadata__", None)
+    try:
+        arrays = [_array(path, name, entry, start) for name, entry in header.items()]
+        _check_places(arrays, start, size)
+    except ValueError as error:
+        raise UserError(f"{path}: is not a whole safetensors file: {error}") from None
+    return {array.name: array for array in arrays}
 
 
-def _shards(
-    tensors: list[StoredTensor], itemsize: int, max_shard_bytes: int
-) -> list[list[StoredTensor]]:
-    shards: list[list[StoredTensor]] = [[]]
-    room = max_shard_bytes
-    for tensor in tensors:
-        size = prod(tensor.shape) * itemsize
-        if shards[-1] and size > room:
-            shards.append([])
-            room = max_shard_bytes
-        shards[-1].append(tensor)
-        room -= size
-    return shards
+def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """The JSON header, and the byte where the tensors start."""
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+        raise ValueError(f"a header of {length} bytes does not fit into its {size} bytes")
+    try:
+        header = json.loads(file.read(length), object_pairs_hook=_unique)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise ValueError("its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise ValueError("its header is not a JSON object")
+    return header, 8 + length
 
 
-def _write_shard(output: BinaryIO, shard: list[StoredTensor], dtype: str) -> Iterator[int]:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    start = 0
-    for tensor in shard:
-        end = start + _num_bytes(tensor, dtype)
-        header[tensor.name] = {
-            "dtype": _CODES[dtype],
-            "shape": tensor.shape,
-            "data_offsets": [start, end],
-        }
-        start = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    output.write(len(text).to_bytes(8, "little") + text)
-    for tensor in shard:
-        values = np.ascontiguousarray(tensor.read().astype(DTYPES[dtype], copy=False))
-        assert values.shape == tensor.shape, (tensor.name, values.shape, tensor.shape)
-        output.write(values.reshape(-1).view(np.uint8).data)
-        yield values.nbytes
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice in its header")
+    return entries
 
 
-def _num_bytes(tensor: StoredTensor, dtype: str) -> int:
-    return prod(tensor.shape) * DTYPES[dtype].itemsize
+def _array(path: Path, name: str, entry: Any, data_start: int) -> SafetensorsArray:
+    fields = entry if isinstance(entry, dict) else {}
+    code, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(code, str) or code not in _DTYPES:
+        raise ValueError(f"tensor {name} has dtype {code!r}, known are {', '.join(_DTYPES)}")
+    if not _are_sizes(shape):
+        raise ValueError(f"tensor {name} has shape {shape!r}")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"tensor {name} has data_offsets {offsets!r}")
+    dtype, (start, stop) = _DTYPES[code], offsets
+    if stop - start != prod(shape) * dtype.itemsize:
+        raise ValueError(
+            f"tensor {name} has {stop - start} bytes, shape {tuple(shape)} of {code} needs "
+            f"{prod(shape) * dtype.itemsize}"
+        )
+    return SafetensorsArray(path, name, tuple(shape), dtype, data_start + start, data_start + stop)
+
+
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+
+
+def _check_places(arrays: list[SafetensorsArray], start: int, size: int) -> None:
+    """The tensors must fill the file, without overlaps or gaps."""
+    end = start
+    for array in sorted(arrays, key=lambda array: (array.start, array.stop)):
+        if array.start != end:
+            raise ValueError(f"tensor {array.name} starts at byte {array.start}, not at {end}")
+        end = array.stop
+    if end != size:
+        raise ValueError(f"its header describes {end} bytes, it has {size}; copy it again")
+
+
+class SafetensorsWriter:
+    """Writes one file: the header at once, then the tensors in order as they come."""
+
+    def __init__(
+        self, file: BinaryIO, tensors: Sequence[tuple[str, tuple[int, ...]]], dtype: str
+    ) -> None:
+        """Write the header.
+
+        Args:
+            tensors: names and shapes, in the order in which they will come.
+            dtype: a key of `DTYPES`, of all of them.
+        """
+        self._file = file
+        self._dtype = DTYPES[dtype]
+        self._waiting = [shape for _, shape in reversed(tensors)]
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        start = 0
+        for name, shape in tensors:
+            end = start + prod(shape) * self._dtype.itemsize
+            header[name] = {
+                "dtype": _CODES[self._dtype],
+                "shape": shape,
+                "data_offsets": [start, end],
+            }
+            start = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(len(text).to_bytes(8, "little") + text)
+
+    def write(self, values: np.ndarray) -> None:
+        """Write the values of the next tensor, in any memory order."""
+        expected = self._waiting.pop()
+        if values.shape != expected or values.dtype != self._dtype:
+            raise ValueError(f"{values.dtype} {values.shape} came, {expected} was announced")
+        self._file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+
+    def close(self) -> None:
+        """Check that every announced tensor has come; the file stays open."""
+        if self._waiting:
+            raise ValueError(f"{len(self._waiting)} tensors were announced and never written")

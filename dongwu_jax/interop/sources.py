@@ -1,18 +1,24 @@
-"""One way to read a model, whatever holds it: a Hugging Face folder, a GGUF file, a checkpoint."""
+"""Opening a model, whatever holds it, and loading its weights."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import jax
 import ml_dtypes  # noqa: F401  gives numpy the dtype bfloat16
 import numpy as np
+from pydantic import ValidationError
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
+from dongwu_jax.interop.checkpoint_source import CheckpointSource
 from dongwu_jax.interop.gguf import GgufSource
 from dongwu_jax.interop.hf import HuggingFaceSource, is_hugging_face_folder
+from dongwu_jax.interop.megatron.distributed import TorchDistSource, is_distributed_checkpoint
+from dongwu_jax.interop.megatron.folders import find_iteration_folder, is_megatron_checkpoint
+from dongwu_jax.interop.megatron.source import MegatronSource
+from dongwu_jax.interop.meta import MetaSource, is_meta_folder
+from dongwu_jax.interop.model_source import ModelSource
 from dongwu_jax.models.parameters import (
     Parameters,
     abstract_parameters,
@@ -21,7 +27,7 @@ from dongwu_jax.models.parameters import (
     parameter_tree,
 )
 from dongwu_jax.parallel.sharding import LogicalAxes
-from dongwu_jax.training.checkpoints import WeightReader, is_checkpoint, tokenizer_folder
+from dongwu_jax.training.checkpoints import is_checkpoint
 
 # What may differ between a run and the weights that it starts from.
 _RUN_MAY_CHANGE = (
@@ -32,58 +38,6 @@ _RUN_MAY_CHANGE = (
     "rope_theta",
     "initializer_range",
 )
-
-
-class ModelSource(Protocol):
-    """A model that can be read one tensor at a time."""
-
-    format: str  # "hf", "gguf" or "dongwu"
-    config: ModelConfig
-
-    @property
-    def dtype(self) -> str:
-        """Format of the stored weights, e.g. "bfloat16"."""
-        ...
-
-    @property
-    def tokenizer(self) -> Path | None:
-        """Folder of its tokenizer, readable until `close`; None when it has none."""
-        ...
-
-    def names(self) -> list[str]:
-        """Our dotted names of all tensors."""
-        ...
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, in our layout, in the dtype in which it is stored."""
-        ...
-
-    def close(self) -> None:
-        """Release files."""
-        ...
-
-
-class CheckpointSource:
-    """A checkpoint of ours: the newest step of a run, or one step."""
-
-    format = "dongwu"
-    dtype = "float32"
-
-    def __init__(self, path: Path):
-        self._weights = WeightReader(path)
-        self.config = self._weights.config
-        self.tokenizer = tokenizer_folder(path)
-
-    def names(self) -> list[str]:
-        """Our dotted names of all tensors."""
-        return list(self._weights)
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, float32."""
-        return self._weights[name]
-
-    def close(self) -> None:
-        """Nothing stays open between reads."""
 
 
 def open_source(path: Path | str) -> ModelSource:
@@ -99,12 +53,59 @@ def open_source(path: Path | str) -> ModelSource:
         return GgufSource(path)
     if is_hugging_face_folder(path):
         return HuggingFaceSource(path)
+    if is_meta_folder(path):
+        return MetaSource(path)
+    if is_megatron_checkpoint(path):
+        distributed = is_distributed_checkpoint(find_iteration_folder(path).path)
+        return TorchDistSource(path) if distributed else MegatronSource(path)
     if is_checkpoint(path):
         return CheckpointSource(path)
     raise UserError(
-        f"{path}: is not a model: expected a Hugging Face folder (config.json), a .gguf file, "
-        "or a checkpoint folder of ours"
+        f"{path}: is not a model: expected a Hugging Face folder (config.json), a .gguf file, a "
+        "Meta folder (params.json), a Megatron checkpoint (latest_checkpointed_iteration.txt, or "
+        "one of its iteration folders), or a checkpoint folder of ours"
     )
+
+
+def holds_a_model(path: Path) -> bool:
+    """Whether a folder is recognisably a model with weights, so that it may be overwritten."""
+    weights = ("*.safetensors", "pytorch_model*.bin")
+    if is_hugging_face_folder(path) and any(next(path.glob(name), None) for name in weights):
+        return True
+    return is_meta_folder(path) or is_megatron_checkpoint(path) or is_checkpoint(path)
+
+
+CORRECTABLE = ("max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling_factor")
+
+
+def correct_config(
+    source: ModelSource, true_vocab_size: int | None, settings: Mapping[str, float]
+) -> None:
+    """Set what the source's files do not say, or say wrongly; tensors keep their shapes.
+
+    Args:
+        true_vocab_size: rows of the vocabulary that are tokens; the rest is padding.
+        settings: values by name, out of `CORRECTABLE`; a rope_scaling_factor of 1 means none.
+
+    Raises:
+        UserError: the vocabulary has fewer rows, or a value is impossible.
+    """
+    config = source.config
+    changes: dict[str, object] = dict(settings)
+    if "rope_scaling_factor" in settings:
+        factor = changes.pop("rope_scaling_factor")
+        changes["rope_scaling"] = None if factor == 1 else {"type": "linear", "factor": factor}
+    if true_vocab_size is not None:
+        if true_vocab_size > config.vocab_rows:
+            raise UserError(
+                f"--true-vocab-size {true_vocab_size}: the model has {config.vocab_rows} rows"
+            )
+        changes |= {"vocab_size": true_vocab_size, "padded_vocab_size": config.vocab_rows}
+    try:
+        source.config = ModelConfig.model_validate(config.model_dump() | changes)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"--set {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
 
 
 def resolve_model_config(requested: ModelConfig, source: ModelConfig, origin: str) -> ModelConfig:

@@ -5,7 +5,7 @@ the parts of each side flattened. Rotary positions rotate halves, as in Hugging 
 within a head keep their order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -25,18 +25,23 @@ class TensorRow:
     torch_axes: tuple[Axes, ...]  # for each dimension in torch, the axes flattened into it
     hugging_face: str
     gguf: str
+    meta: str | None  # None: the format has no such tensor
 
 
 _EMBED, _MLP, _VOCAB, _NORM = ("embed",), ("mlp",), ("vocab",), ("norm",)
 _HEADS, _KV_HEADS = ("heads", "head_dim"), ("kv_heads", "head_dim")
 
 
-def _linear(name: str, inputs: Axes, outputs: Axes, hugging_face: str, gguf: str) -> TensorRow:
-    return TensorRow(name, inputs + outputs, (outputs, inputs), hugging_face, gguf)
+def _linear(
+    name: str, inputs: Axes, outputs: Axes, hugging_face: str, gguf: str, meta: str
+) -> TensorRow:
+    return TensorRow(name, inputs + outputs, (outputs, inputs), hugging_face, gguf, meta)
 
 
-def _vector(name: str, axes: Axes, hugging_face: str, gguf: str) -> TensorRow:
-    return TensorRow(name, axes, (axes,), hugging_face, gguf)
+def _vector(
+    name: str, axes: Axes, hugging_face: str, gguf: str, meta: str | None = None
+) -> TensorRow:
+    return TensorRow(name, axes, (axes,), hugging_face, gguf, meta)
 
 
 _EMBEDDING = TensorRow(
@@ -45,26 +50,90 @@ _EMBEDDING = TensorRow(
     (_VOCAB, _EMBED),
     "model.embed_tokens.weight",
     "token_embd.weight",
+    "tok_embeddings.weight",
 )
 _BLOCK = (
-    # ours, axes (of input and output), Hugging Face, GGUF
-    _vector("attention_norm", _NORM, "input_layernorm.weight", "attn_norm.weight"),
-    _linear("attention.q_proj", _EMBED, _HEADS, "self_attn.q_proj.weight", "attn_q.weight"),
-    _linear("attention.k_proj", _EMBED, _KV_HEADS, "self_attn.k_proj.weight", "attn_k.weight"),
-    _linear("attention.v_proj", _EMBED, _KV_HEADS, "self_attn.v_proj.weight", "attn_v.weight"),
-    _linear("attention.o_proj", _HEADS, _EMBED, "self_attn.o_proj.weight", "attn_output.weight"),
-    _vector("mlp_norm", _NORM, "post_attention_layernorm.weight", "ffn_norm.weight"),
-    _linear("mlp.gate_proj", _EMBED, _MLP, "mlp.gate_proj.weight", "ffn_gate.weight"),
-    _linear("mlp.up_proj", _EMBED, _MLP, "mlp.up_proj.weight", "ffn_up.weight"),
-    _linear("mlp.down_proj", _MLP, _EMBED, "mlp.down_proj.weight", "ffn_down.weight"),
+    # ours, axes (of input and output), Hugging Face, GGUF, Meta
+    _vector(
+        "attention_norm",
+        _NORM,
+        "input_layernorm.weight",
+        "attn_norm.weight",
+        "attention_norm.weight",
+    ),
+    _linear(
+        "attention.q_proj",
+        _EMBED,
+        _HEADS,
+        "self_attn.q_proj.weight",
+        "attn_q.weight",
+        "attention.wq.weight",
+    ),
+    _linear(
+        "attention.k_proj",
+        _EMBED,
+        _KV_HEADS,
+        "self_attn.k_proj.weight",
+        "attn_k.weight",
+        "attention.wk.weight",
+    ),
+    _linear(
+        "attention.v_proj",
+        _EMBED,
+        _KV_HEADS,
+        "self_attn.v_proj.weight",
+        "attn_v.weight",
+        "attention.wv.weight",
+    ),
+    _linear(
+        "attention.o_proj",
+        _HEADS,
+        _EMBED,
+        "self_attn.o_proj.weight",
+        "attn_output.weight",
+        "attention.wo.weight",
+    ),
+    _vector(
+        "mlp_norm",
+        _NORM,
+        "post_attention_layernorm.weight",
+        "ffn_norm.weight",
+        "ffn_norm.weight",
+    ),
+    _linear(
+        "mlp.gate_proj",
+        _EMBED,
+        _MLP,
+        "mlp.gate_proj.weight",
+        "ffn_gate.weight",
+        "feed_forward.w1.weight",
+    ),
+    _linear(
+        "mlp.up_proj",
+        _EMBED,
+        _MLP,
+        "mlp.up_proj.weight",
+        "ffn_up.weight",
+        "feed_forward.w3.weight",
+    ),
+    _linear(
+        "mlp.down_proj",
+        _MLP,
+        _EMBED,
+        "mlp.down_proj.weight",
+        "ffn_down.weight",
+        "feed_forward.w2.weight",
+    ),
 )
 _BLOCK_BIASES = (
     _vector("attention.q_bias", _HEADS, "self_attn.q_proj.bias", "attn_q.bias"),
     _vector("attention.k_bias", _KV_HEADS, "self_attn.k_proj.bias", "attn_k.bias"),
     _vector("attention.v_bias", _KV_HEADS, "self_attn.v_proj.bias", "attn_v.bias"),
 )
-_FINAL_NORM = _vector("final_norm", _NORM, "model.norm.weight", "output_norm.weight")
-_HEAD = _linear("lm_head", _EMBED, _VOCAB, "lm_head.weight", "output.weight")
+_FINAL_NORM = _vector("final_norm", _NORM, "model.norm.weight", "output_norm.weight", "norm.weight")
+_HEAD = _linear("lm_head", _EMBED, _VOCAB, "lm_head.weight", "output.weight", "output.weight")
+
+_ROTATED = ("attention.q_proj", "attention.q_bias", "attention.k_proj", "attention.k_bias")
 
 
 @dataclass(frozen=True)
@@ -91,9 +160,27 @@ class Tensor:
         return self._with_prefix("blk", self.row.gguf)
 
     @property
+    def meta(self) -> str:
+        """Name in Meta's files.
+
+        Raises:
+            ValueError: the format has no such tensor.
+        """
+        if self.row.meta is None:
+            raise ValueError(f"{self.name} has no place in Meta's format")
+        return self._with_prefix("layers", self.row.meta)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Our shape."""
         return tuple(self.sizes[axis] for axis in self.row.axes)
+
+    @property
+    def rotated_heads(self) -> int | None:
+        """Heads of a query or key, whose rows rotary positions turn; None for the others."""
+        if self.row.name not in _ROTATED:
+            return None
+        return self.sizes["heads" if "heads" in self.row.axes else "kv_heads"]
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
@@ -117,6 +204,18 @@ class Tensor:
         return [self.row.axes.index(axis) for axes in self.row.torch_axes for axis in axes]
 
 
+def halves_from_pairs(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of query or key that rotate (2i, 2i + 1) within a head -> (i, i + half), as ours."""
+    pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(rows.shape)
+
+
+def pairs_from_halves(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of query or key as ours -> rows that rotate (2i, 2i + 1) within a head."""
+    halves = rows.reshape(heads, 2, -1, *rows.shape[1:])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
+
+
 def model_tensors(config: ModelConfig) -> list[Tensor]:
     """Every tensor of a model, the embedding first and the head last."""
     sizes = {
@@ -134,4 +233,20 @@ def model_tensors(config: ModelConfig) -> list[Tensor]:
         Tensor(_EMBEDDING, None, sizes),
         *(Tensor(row, layer, sizes) for layer in range(config.num_layers) for row in block),
         *(Tensor(row, None, sizes) for row in ends),
+    ]
+
+
+def mixed_dtype_notes(dtypes: Mapping[str, np.dtype]) -> list[str]:
+    """What to tell when not all tensors have the dtype of the embedding, which stands for all.
+
+    Args:
+        dtypes: by our name.
+    """
+    common = dtypes["embed_tokens"]
+    others = [name for name, dtype in dtypes.items() if dtype != common]
+    if not others:
+        return []
+    return [
+        f"not every tensor is stored as the embedding is ({common.name}): "
+        f"{others[0]} as {dtypes[others[0]].name}; what is written has one dtype for all"
     ]

@@ -1,12 +1,14 @@
 """Checkpoints of a run: Orbax, atomic, asynchronous, independent of mesh and layout.
 
-A folder of numbered steps; each step holds the items `parameters` (one float32 array per parameter,
-by dotted name), `optimizer`, `config` (the resolved run), `data` (fingerprint and position) and
-`tokenizer` (its files). A step appears under its number only when it is complete.
+A folder of numbered steps; each step holds the items `parameters` (one array per parameter, by
+dotted name, float32; converted weights keep their format), `optimizer`, `config` (the resolved
+run), `data` (fingerprint and position) and `tokenizer` (its files). A step appears under its number
+only when it is complete.
 """
 
+import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,13 @@ from dongwu_jax.config import ModelConfig, RunConfig, parse_config
 from dongwu_jax.config.sections import CheckpointConfig, DataConfig
 from dongwu_jax.errors import UserError
 from dongwu_jax.models.parameters import (
-    Parameters,
     abstract_parameters,
     named_parameters,
     parameter_tree,
 )
 from dongwu_jax.training.checkpoint_files import FilesHandler, SaveFiles
 from dongwu_jax.training.state import TrainState
+from dongwu_jax.training.streamed_weights import ArrayReader, UnreadArray, unread_arrays_handler
 
 DataState = dict[str, Any]
 
@@ -105,8 +107,9 @@ class Checkpoints:
         step = self.latest_step
         assert step is not None, "restore is called when there is a step"
         wanted = named_parameters(abstract.parameters)
-        _check_same_shapes(self.directory / str(step), wanted)
-        with _reading(self.directory / str(step)):
+        folder = self.directory / str(step)
+        _check_same_shapes(folder, _stored_arrays(folder), wanted)
+        with _reading(folder):
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -172,42 +175,72 @@ def tokenizer_folder(path: Path) -> Path | None:
 
 
 class WeightReader(Mapping[str, np.ndarray]):
-    """The weights of a checkpoint by dotted name, each read when it is asked for."""
+    """The weights of a checkpoint by dotted name, each read when it is asked for, as stored."""
 
     def __init__(self, path: Path):
-        self.config = read_model_config(path)
-        self._folder = newest_step(path).absolute() / "parameters"
-        self._shapes = named_parameters(abstract_parameters(self.config))
-        _check_same_shapes(self._folder.parent, self._shapes)
-        self._reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        """Open the newest step at `path`.
+
+        Raises:
+            UserError: there is no complete checkpoint, or it is damaged.
+        """
+        step = newest_step(path)
+        self.config = read_model_config(step)
+        self.iteration = int(step.name)  # training steps done; 0: weights alone
+        self.consumed_samples = _consumed_samples(step)
+        self.arrays = _stored_arrays(step)
+        shapes = named_parameters(abstract_parameters(self.config))
+        _check_same_shapes(step, self.arrays, shapes)
+        self._step, self._names = step, list(shapes)
+        self._reader = ArrayReader(step / "parameters")
+
+    @property
+    def dtype(self) -> str:
+        """Format of the stored weights, that of the embedding, e.g. "bfloat16"."""
+        return self.arrays["embed_tokens"].dtype.name
 
     def __getitem__(self, name: str) -> np.ndarray:
-        item = {name: self._shapes[name]}
-        arguments = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
-        with _reading(self._folder.parent):
-            restored = self._reader.restore(
-                self._folder,
-                args=ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True),
-            )
-        return restored[name]
+        with _reading(self._step):
+            return self._reader.read(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._shapes)
+        return len(self._names)
 
 
 def save_weights(
-    path: Path, config: ModelConfig, parameters: Parameters, tokenizer_files: Sequence[Path]
+    path: Path,
+    config: ModelConfig,
+    dtype: np.dtype,
+    read: Callable[[str], np.ndarray],
+    tokenizer_files: Sequence[Path],
+    progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> None:
-    """Write weights alone as step 0 of a new checkpoint folder, without optimizer state."""
+    """Write weights alone as step 0 of a new checkpoint folder, without optimizer state.
+
+    Args:
+        dtype: format of the stored weights.
+        read: gives one tensor by dotted name in that format, in any memory order; called once for
+            each, when the one before it is written.
+        progress: told the bytes of each tensor that has been written.
+    """
     run = RunConfig(model=config, data=DataConfig(sequence_length=config.max_position_embeddings))
-    with ocp.CheckpointManager(path.absolute()) as manager:
+    arrays = {
+        name: UnreadArray(tuple(shape.shape), dtype, functools.partial(read, name), progress)
+        for name, shape in named_parameters(abstract_parameters(config)).items()
+    }
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    handlers = {
+        "parameters": unread_arrays_handler(),
+        "config": ocp.JsonCheckpointHandler(),
+        "tokenizer": FilesHandler(),
+    }
+    with ocp.CheckpointManager(path.absolute(), options=options, item_handlers=handlers) as manager:
         manager.save(
             0,
             args=ocp.args.Composite(
-                parameters=ocp.args.StandardSave(named_parameters(parameters)),
+                parameters=ocp.args.PyTreeSave(arrays),
                 config=ocp.args.JsonSave(run.model_dump(mode="json")),
                 tokenizer=SaveFiles(tokenizer_files),
             ),
@@ -251,18 +284,31 @@ def _is_step(path: Path) -> bool:
     return path.name.isdigit() and (path / "parameters").is_dir() and (path / "config").is_dir()
 
 
-def _check_same_shapes(step: Path, wanted: Mapping[str, Any]) -> None:
+def _consumed_samples(step: Path) -> int | None:
+    """Training samples seen before a step; None where only weights were kept."""
+    if not (step / "data").is_dir():
+        return None
+    with _reading(step), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(step.absolute() / "data").get("consumed_samples")
+
+
+def _stored_arrays(step: Path) -> dict[str, Any]:
+    """Shape and dtype of each parameter of a step, by dotted name."""
+    with _reading(step), ocp.StandardCheckpointer() as reader:
+        metadata = reader.metadata(step.absolute() / "parameters")
+        tree = getattr(metadata, "item_metadata", metadata)
+        if tree is None:
+            raise ValueError("the list of its parameters cannot be read")
+    return dict(tree)
+
+
+def _check_same_shapes(step: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Compare names and shapes before Orbax would fail on them one by one.
 
     Raises:
         UserError: naming the first parameters that differ.
     """
-    with _reading(step), ocp.StandardCheckpointer() as reader:
-        metadata = reader.metadata(step / "parameters")
-        tree = getattr(metadata, "item_metadata", metadata)
-        if tree is None:
-            raise ValueError("the list of its parameters cannot be read")
-    found = {name: tuple(leaf.shape) for name, leaf in dict(tree).items()}
+    found = {name: tuple(leaf.shape) for name, leaf in stored.items()}
     expected = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
     if found == expected:
         return

@@ -29,7 +29,28 @@ class TrainState:
     optimizer_state: Any
 
 
+@dataclass(frozen=True)
+class AdamMoments:
+    """What Adam remembers."""
+
+    count: int  # updates that the averages have seen, for the bias correction
+    first: Parameters  # running averages of the gradients, float32
+    second: Parameters  # of their squares
+
+
 LoadParameters = Callable[[ModelConfig, Parameters], Parameters]
+"""Gives float32 weights from the model config and the sharding of each."""
+
+LoadMoments = Callable[[ModelConfig, Parameters], AdamMoments]
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """Where a run begins that has no checkpoint of its own."""
+
+    load_parameters: LoadParameters | None = None  # None: fresh weights from `training.seed`
+    step: int = 0  # steps that another trainer has done
+    load_moments: LoadMoments | None = None  # None: zero
 
 
 def abstract_state(config: RunConfig, sharding: LogicalSharding) -> Any:
@@ -55,22 +76,25 @@ def abstract_state(config: RunConfig, sharding: LogicalSharding) -> Any:
     return TrainState(step, parameters, optimizer_state)  # type: ignore[arg-type]
 
 
-def initial_state(
-    config: RunConfig, sharding: LogicalSharding, load_parameters: LoadParameters | None
-) -> TrainState:
-    """A state at step 0, made sharded: no device ever holds the whole.
-
-    Args:
-        load_parameters: gives existing weights as (model config, shardings) -> parameters;
-            None: fresh ones from `training.seed`.
-    """
-    target = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, sharding))
-    if load_parameters is None:
+def initial_state(config: RunConfig, sharding: LogicalSharding, start: StartingPoint) -> TrainState:
+    """The state of a starting point, made sharded: no device ever holds the whole."""
+    abstract = abstract_state(config, sharding)
+    target = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    if start.load_parameters is None:
         parameters = initial_parameters(config.model, config.training.seed, target.parameters)
     else:
-        parameters = load_parameters(config.model, target.parameters)
-    optimizer_state = jax.jit(
-        make_optimizer(config.optimizer).init, out_shardings=target.optimizer_state
-    )(parameters)
-    step = jax.device_put(jnp.zeros((), jnp.int32), target.step)
+        parameters = start.load_parameters(config.model, target.parameters)
+    if start.load_moments is None:
+        optimizer_state = jax.jit(
+            make_optimizer(config.optimizer).init, out_shardings=target.optimizer_state
+        )(parameters)
+    else:
+        moments = start.load_moments(config.model, target.parameters)
+        optimizer_state = optax.tree.set(
+            abstract.optimizer_state,
+            count=jax.device_put(jnp.asarray(moments.count, jnp.int32), target.step),
+            mu=moments.first,
+            nu=moments.second,
+        )
+    step = jax.device_put(jnp.asarray(start.step, jnp.int32), target.step)
     return TrainState(step, parameters, optimizer_state)

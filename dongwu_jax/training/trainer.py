@@ -21,7 +21,7 @@ from dongwu_jax.training.batches import BatchLayout
 from dongwu_jax.training.checkpoints import Checkpoints
 from dongwu_jax.training.reports import Report, open_reports
 from dongwu_jax.training.resume import check_same_data, check_same_run
-from dongwu_jax.training.state import LoadParameters, TrainState, abstract_state, initial_state
+from dongwu_jax.training.state import StartingPoint, TrainState, abstract_state, initial_state
 from dongwu_jax.training.step import (
     LossFunction,
     Metrics,
@@ -40,12 +40,12 @@ class Trainer:
 
     Args:
         config: the resolved run.
-        load_parameters: weights to start from; None: fresh ones. Not used when resuming.
+        start: weights, step and moments to start from. Not used when resuming.
         loss_function: what a micro batch costs; None: next-token cross entropy.
     """
 
     config: RunConfig
-    load_parameters: LoadParameters | None = None
+    start: StartingPoint = field(default_factory=StartingPoint)
     loss_function: LossFunction | None = None
     _pending: tuple[int, Metrics] | None = field(default=None, init=False)
 
@@ -108,9 +108,9 @@ class Trainer:
         return state
 
     def resume_or_start(self) -> TrainState:
-        """The newest checkpoint's state, or one at step 0."""
+        """The newest checkpoint's state, or that of the starting point."""
         if self.checkpoints.latest_step is None:
-            return initial_state(self.config, self.sharding, self.load_parameters)
+            return initial_state(self.config, self.sharding, self.start)
         check_same_run(self.checkpoints.directory, self.config)
         state, data_state = self.checkpoints.restore(abstract_state(self.config, self.sharding))
         check_same_data(self.checkpoints.directory, data_state, self.fingerprint, self.config)

@@ -2,10 +2,12 @@
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conversions import convert_to
 from reference_models import (
     TOKENIZER_VOCAB,
     our_logits,
@@ -18,7 +20,6 @@ from reference_models import (
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.atomic_folder import new_folder
-from dongwu_jax.interop.convert import convert
 from dongwu_jax.interop.sources import load_parameters, open_source
 
 TOOL = Path(__file__).parents[2] / "tools/convert.py"
@@ -65,13 +66,13 @@ def test_existing_targets_are_kept(original, tmp_path):
     source = open_source(folder)
     for overwrite in (False, True):
         with pytest.raises(UserError, match=str(target)):
-            convert(source, target, "hf", overwrite=overwrite)
+            convert_to(source, target, "hf", overwrite=overwrite)
     assert [file.name for file in target.iterdir()] == ["notes.txt"]
     (target / "notes.txt").unlink()
-    convert(source, target, "hf", dtype="float16")
+    convert_to(source, target, "hf", dtype="float16")
     with pytest.raises(UserError, match="--overwrite"):
-        convert(source, target, "hf")
-    convert(source, target, "hf", overwrite=True)
+        convert_to(source, target, "hf")
+    convert_to(source, target, "hf", overwrite=True)
     assert open_source(target).dtype == "float32"
     with pytest.raises(UserError, match="holds --from"):
         _convert("--from", folder, "--to", folder.parent, "--to-format", "hf", "--overwrite")
@@ -80,7 +81,7 @@ def test_existing_targets_are_kept(original, tmp_path):
 def test_a_failed_conversion_leaves_nothing_new(original, tmp_path):
     _, folder = original
     target = tmp_path / "target"
-    convert(open_source(folder), target, "hf")
+    convert_to(open_source(folder), target, "hf")
     before = {file.name: file.read_bytes() for file in target.iterdir()}
 
     written = []
@@ -91,9 +92,9 @@ def test_a_failed_conversion_leaves_nothing_new(original, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert(open_source(folder), target, "hf", "float16", overwrite=True, progress=fail)
+        convert_to(open_source(folder), target, "hf", "float16", overwrite=True, progress=fail)
     with pytest.raises(KeyboardInterrupt):
-        convert(open_source(folder), tmp_path / "other", "hf", progress=fail)
+        convert_to(open_source(folder), tmp_path / "other", "hf", progress=fail)
     assert {file.name: file.read_bytes() for file in target.iterdir()} == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["target"]
 
@@ -123,6 +124,48 @@ def test_impossible_shard_sizes_are_explained(original, tmp_path, size):
         _convert(*common, f"--max-shard-size={size}")
 
 
-def test_checkpoints_are_always_float32(original, tmp_path):
-    with pytest.raises(UserError, match="always float32"):
-        convert(open_source(original[1]), tmp_path / "out", "dongwu", dtype="bfloat16")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_checkpoints_keep_the_dtype(original, tmp_path, dtype):
+    stored = convert_to(open_source(original[1]), tmp_path / "stored", "hf", dtype)
+    checkpoint = convert_to(open_source(stored), tmp_path / "checkpoint", "dongwu")
+    assert open_source(checkpoint).dtype == dtype
+    again = convert_to(open_source(checkpoint), tmp_path / "again", "hf")
+    name = "model.safetensors"
+    assert (again / name).read_bytes() == (stored / name).read_bytes()
+
+
+def test_values_too_large_for_float16_are_refused(original, tmp_path):
+    model, _ = original
+    source = open_source(save(model, tmp_path / "large"))
+    read = source.read
+    source.read = lambda name: read(name) * 1e9
+    with pytest.raises(UserError, match="too large for float16"):
+        convert_to(source, tmp_path / "out", "hf", "float16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_nothing(original, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="the disk has 0.00 GB free"):
+        convert_to(open_source(original[1]), tmp_path / "out", "hf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_leftovers_of_a_killed_conversion_are_removed(original, tmp_path):
+    """A temporary folder goes when its process is gone, and stays while somebody holds its lock."""
+    with new_folder(tmp_path / "out", overwrite=False):
+        (running,) = tmp_path.iterdir()
+        abandoned = tmp_path / ".out.abandoned"
+        abandoned.mkdir()
+        (abandoned / "lock").touch()
+        convert_to(open_source(original[1]), tmp_path / "out", "hf")
+        assert {entry.name for entry in tmp_path.iterdir()} == {"out", running.name}
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_a_folder_with_only_a_config_is_not_overwritten(original, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="something else than a model"):
+        convert_to(open_source(original[1]), tmp_path, "hf", overwrite=True)
+    assert (tmp_path / "config.json").read_text() == "{}"

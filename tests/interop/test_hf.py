@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conversions import convert_to
 from reference_models import (
     TINY,
     TOKENIZER_VOCAB,
@@ -21,9 +22,11 @@ from safetensors.numpy import load_file, save_file
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.config.sections import RopeScaling
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.convert import convert
+from dongwu_jax.interop.atomic_folder import new_folder
 from dongwu_jax.interop.hf_config import hugging_face_config, read_hugging_face_config
+from dongwu_jax.interop.hf_export import HuggingFaceTarget
 from dongwu_jax.interop.sources import open_source
+from dongwu_jax.models.parameters import initial_parameters, named_parameters
 from dongwu_jax.models.rope import inverse_frequencies
 
 FOUR = {  # the spelling of transformers 4
@@ -115,7 +118,7 @@ def test_written_config_has_both_spellings_and_reads_back():
 def test_transformers_loads_our_export(tmp_path, changes):
     model = random_llama(**changes)
     source = open_source(save(model, tmp_path / "in"))
-    convert(source, tmp_path / "out", "hf", max_shard_bytes=4000)
+    convert_to(source, tmp_path / "out", "hf", max_shard_bytes=4000)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert again.dtype == torch.float32
     tokens = random_tokens(TINY["vocab_size"])
@@ -128,7 +131,7 @@ def test_transformers_loads_our_export(tmp_path, changes):
 def test_export_in_one_file_keeps_every_bit(tmp_path):
     model = random_llama().to(torch.bfloat16)
     folder = save(model, tmp_path / "in")
-    convert(open_source(folder), tmp_path / "out", "hf")
+    convert_to(open_source(folder), tmp_path / "out", "hf")
     stored, original = (
         load_file(place / "model.safetensors") for place in (tmp_path / "out", folder)
     )
@@ -141,7 +144,7 @@ def test_export_in_one_file_keeps_every_bit(tmp_path):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_export_in_another_dtype_rounds_as_torch(tmp_path, dtype):
     model = random_llama()
-    convert(open_source(save(model, tmp_path / "in")), tmp_path / "out", "hf", dtype=dtype)
+    convert_to(open_source(save(model, tmp_path / "in")), tmp_path / "out", "hf", dtype=dtype)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert again.dtype == getattr(torch, dtype)
     rounded = model.to(getattr(torch, dtype)).state_dict()
@@ -153,7 +156,7 @@ def test_qwen2_is_exported_as_a_llama_with_biases(tmp_path):
     torch.manual_seed(0)
     model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**TINY)).eval()
     randomize_vectors(model)
-    convert(open_source(save(model, tmp_path / "in")), tmp_path / "out", "hf")
+    convert_to(open_source(save(model, tmp_path / "in")), tmp_path / "out", "hf")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert isinstance(again, transformers.LlamaForCausalLM)
     tokens = random_tokens(TINY["vocab_size"])
@@ -176,7 +179,7 @@ def _damage(folder, change):
         (lambda t: t.update({"model.norm.weight": np.zeros(3)}), "model.norm.weight has shape"),
         (
             lambda t: t.update({"model.norm.weight": np.zeros(32, np.int8)}),
-            "model.norm.weight is stored as I8",
+            "model.norm.weight is stored as int8",
         ),
     ],
 )
@@ -185,6 +188,17 @@ def test_wrong_tensors_are_refused(tmp_path, change, message):
     _damage(folder, change)
     with pytest.raises(UserError, match=message):
         open_source(folder)
+
+
+def test_mixed_dtypes_are_noted(tmp_path):
+    model = random_llama().to(torch.bfloat16)
+    folder = save(model, tmp_path)
+    assert open_source(folder).notes == []
+    _damage(folder, lambda t: t.update({"model.norm.weight": np.zeros(32, np.float32)}))
+    source = open_source(folder)
+    assert source.dtype == "bfloat16"
+    assert len(source.notes) == 1
+    assert "as the embedding is (bfloat16): final_norm as float32" in source.notes[0]
 
 
 def test_a_bias_on_the_attention_output_is_refused(tmp_path):
@@ -208,23 +222,90 @@ def test_damaged_and_missing_files_are_explained(tmp_path):
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"model\.safetensors: cannot be read as safetensors"):
+    with pytest.raises(UserError, match=r"model\.safetensors: is not a whole safetensors file"):
         open_source(folder)
-    weights.rename(folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin, a pickle"):
+    weights.unlink()
+    with pytest.raises(UserError, match="holds no weights"):
         open_source(folder)
     index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": "../../elsewhere.safetensors"}}))
-    with pytest.raises(UserError, match="is not the name of a file"):
-        open_source(folder)
+    for name, message in (
+        ("../../elsewhere.safetensors", "is not the name of a file"),
+        ("model-00001-of-00002.safetensors", "is missing, model.safetensors.index.json names it"),
+    ):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(UserError, match=message):
+            open_source(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json: is not JSON"):
         open_source(folder)
 
 
+def test_a_tensor_in_two_files_is_refused(tmp_path):
+    folder = save(random_llama(), tmp_path)
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    norm = load_file(folder / "a.safetensors")["model.norm.weight"]
+    save_file({"model.norm.weight": norm}, folder / "b.safetensors")
+    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"model\.norm\.weight stands in a\.safetensors too"):
+        open_source(folder)
+
+
+def test_an_export_is_read_back_as_the_same_model(tmp_path):
+    config = ModelConfig(
+        vocab_size=TOKENIZER_VOCAB,
+        padded_vocab_size=TOKENIZER_VOCAB + 12,
+        hidden_size=32,
+        intermediate_size=56,
+        num_layers=1,
+        num_heads=4,
+        max_position_embeddings=32768,
+        rope_scaling=RopeScaling(factor=8),
+        rope_theta=12345.678,
+        rms_norm_eps=3e-6,
+    )
+    weights = named_parameters(initial_parameters(config, seed=0))
+    target = HuggingFaceTarget(config, "float32", train_tiny_tokenizer(tmp_path))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    target.write(folder, lambda name: np.asarray(weights[name]), lambda num_bytes: None)
+    resolved = {"num_kv_heads": 4, "head_dim": 8, "padded_vocab_size": None}
+    assert read_hugging_face_config(folder / "config.json") == config.model_copy(update=resolved)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    assert settings["model_max_length"] == 32768
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_theta": 777.0}, "rope_theta and rope_scaling are read as other"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "read as other"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_parameters are"),
+        ({"rms_norm_eps": 1e-4}, "is read as another model"),
+    ],
+)
+def test_an_export_that_would_be_read_otherwise_is_refused(tmp_path, monkeypatch, change, message):
+    source = open_source(save(random_llama(), tmp_path / "in"))
+    config = source.config.model_copy(
+        update={"rope_scaling": RopeScaling(factor=4), "max_position_embeddings": 256}
+    )
+    written = hugging_face_config
+    monkeypatch.setattr(
+        "dongwu_jax.interop.hf_export.hugging_face_config",
+        lambda *arguments: written(*arguments) | change,
+    )
+    target = HuggingFaceTarget(config, "float32")
+    with (
+        pytest.raises(RuntimeError, match=message),
+        new_folder(tmp_path / "out", overwrite=False) as folder,
+    ):
+        target.write(folder, source.read, lambda num_bytes: None)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
+
+
 def test_padding_rows_are_left_out(tmp_path):
     source = open_source(save(random_llama(), tmp_path / "in"))
-    convert(source, tmp_path / "plain", "hf")
+    convert_to(source, tmp_path / "plain", "hf")
     source.config = source.config.model_copy(update={"padded_vocab_size": 128})
     plain_read = source.read
 
@@ -234,7 +315,7 @@ def test_padding_rows_are_left_out(tmp_path):
         return np.pad(values, rows[name]) if name in rows else values
 
     source.read = read_padded
-    convert(source, tmp_path / "padded", "hf")
+    convert_to(source, tmp_path / "padded", "hf")
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "padded" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
 
@@ -242,5 +323,5 @@ def test_padding_rows_are_left_out(tmp_path):
 def test_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path):
     source = open_source(save(random_llama(), tmp_path / "in"))
     with pytest.raises(UserError, match=f"has {TOKENIZER_VOCAB} tokens"):
-        convert(source, tmp_path / "out", "hf", tokenizer=train_tiny_tokenizer(tmp_path))
+        convert_to(source, tmp_path / "out", "hf", tokenizer=train_tiny_tokenizer(tmp_path))
     assert not (tmp_path / "out").exists()

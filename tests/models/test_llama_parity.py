@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conversions import convert_to
 from reference_models import (
     TINY,
     our_logits,
@@ -16,7 +17,6 @@ from reference_models import (
 )
 
 from dongwu_jax.data.tokenizers import load_tokenizer
-from dongwu_jax.interop.convert import convert
 from dongwu_jax.interop.sources import load_parameters, open_source
 
 TEXTS = (
@@ -89,7 +89,7 @@ def smollm2(tmp_path_factory):
     """The model in a Hugging Face folder, float32, and [8, 128] tokens of English and Chinese."""
     source = open_source(smollm2_file())
     folder = tmp_path_factory.mktemp("smollm2") / "hf"
-    convert(source, folder, "hf")
+    convert_to(source, folder, "hf")
     tokenizer = load_tokenizer(folder)
     tokens = [tokenizer.encode(text * 20)[:512] for text in TEXTS]
     return (

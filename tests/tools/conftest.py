@@ -8,7 +8,7 @@ import pytest
 from command_lines import exit_code, load_tool
 
 from dongwu_jax.config import ModelConfig
-from dongwu_jax.interop.hf_export import write_hugging_face
+from dongwu_jax.interop.hf_export import HuggingFaceTarget
 from dongwu_jax.models.parameters import initial_parameters, named_parameters
 
 LICENCE = Path(__file__).resolve().parents[2] / "LICENSE"
@@ -71,7 +71,8 @@ def model(place: Path, tokenizer: Path) -> Path:
         max_position_embeddings=64,
     )
     weights = named_parameters(initial_parameters(config, seed=0))
-    write_hugging_face(folder, config, lambda name: np.asarray(weights[name]), "float32", tokenizer)
+    target = HuggingFaceTarget(config, "float32", tokenizer)
+    target.write(folder, lambda name: np.asarray(weights[name]), progress=lambda num_bytes: None)
     return folder
 
 

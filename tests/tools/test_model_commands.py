@@ -57,7 +57,7 @@ def test_no_model(refused, corpus, tmp_path):
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("model.safetensors", "cannot be read as safetensors"),
+        ("model.safetensors", "is not a whole safetensors file"),
         ("config.json", "is not JSON"),
         ("tokenizer.json", "is not a Hugging Face tokenizer"),
         ("tokenizer_config.json", "cannot be read as JSON"),
@@ -84,7 +84,7 @@ def test_truncated_gguf(refused, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "pattern", ["config/metadata", "parameters/_METADATA", "parameters/ocdbt.process_0/d/*"]
+    "pattern", ["config/metadata", "parameters/_METADATA", "parameters/final_norm/c/*"]
 )
 def test_truncated_checkpoint(refused, checkpoint, tmp_path, pattern):
     copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
@@ -130,12 +130,9 @@ def test_convert_refuses_bad_targets_and_sizes(refused, model, corpus, tmp_path)
         (["--to", tmp_path / "a", "--max-shard-size", "5XB"], "--max-shard-size 5XB"),
     ]:
         assert expected in refused(convert, "--from", model, "--to-format", "hf", *arguments)
-    message = refused(
-        convert,
-        *("--from", model, "--to", tmp_path / "a", "--to-format", "dongwu"),
-        *("--dtype", "bfloat16"),
-    )
-    assert "--dtype bfloat16" in message
+    to_megatron = ["--from", model, "--to", tmp_path / "a", "--to-format", "megatron"]
+    message = refused(convert, *to_megatron, "--target-tensor-parallel-size", 3)
+    assert "is not divisible by tensor_parallel=3" in message
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "letter.txt"]
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conversions import convert_to
 from runs import run_config
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from dongwu_jax.config import dump_config
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.convert import convert
 from dongwu_jax.interop.sources import open_source
 from dongwu_jax.training.checkpoints import (
     Checkpoints,
@@ -171,5 +171,5 @@ def test_a_checkpoint_without_tokenizer_can_be_exported(tmp_path):
     Trainer(config).run(stop_after=1)
     assert tokenizer_folder(config.checkpoint.directory) is None
     source = open_source(config.checkpoint.directory)
-    convert(source, tmp_path / "hf", "hf")
+    convert_to(source, tmp_path / "hf", "hf")
     assert (tmp_path / "hf" / "model.safetensors").is_file()

@@ -1,0 +1,122 @@
+"""Moving a model from one format, layout and dtype to another."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from dongwu_jax.data.tokenizers import load_fitting_tokenizer
+from dongwu_jax.errors import UserError
+from dongwu_jax.interop.atomic_folder import new_folder
+from dongwu_jax.interop.checkpoint_target import CheckpointTarget
+from dongwu_jax.interop.hf_export import DEFAULT_SHARD_BYTES, HuggingFaceTarget
+from dongwu_jax.interop.megatron.distributed_export import TorchDistTarget
+from dongwu_jax.interop.megatron.export import MegatronTarget
+from dongwu_jax.interop.megatron.source import MegatronSource
+from dongwu_jax.interop.megatron.stages import MegatronLayout, padded_vocab_size
+from dongwu_jax.interop.megatron.tensors import Naming
+from dongwu_jax.interop.meta_export import MetaTarget
+from dongwu_jax.interop.model_source import ModelSource
+from dongwu_jax.interop.sources import holds_a_model
+from dongwu_jax.interop.targets import DTYPES, ModelTarget
+
+TargetFormat = Literal["hf", "meta", "megatron", "torch_dist", "dongwu"]
+TARGET_FORMATS: tuple[TargetFormat, ...] = get_args(TargetFormat)
+MEGATRON_FORMATS = ("megatron", "torch_dist")
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """How a model is to be written."""
+
+    format: TargetFormat
+    dtype: str | None = None  # None: as the source stores it
+    tokenizer: Path | None = None  # None: the source's
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES  # hf
+    weights: Literal["safetensors", "bin"] = "safetensors"  # hf
+    naming: Naming | None = None  # megatron; None: the source's, else mcore_te
+    tensor_parallel: int = 1  # megatron, meta
+    pipeline_parallel: int = 1  # megatron
+    virtual_pipeline: int = 1  # megatron
+    vocab_divisible_by: int = 128  # megatron, torch_dist
+    iteration: int | None = None  # megatron, torch_dist; None: the source's
+
+
+def make_target(source: ModelSource, options: TargetOptions) -> ModelTarget:
+    """The writer that the options describe.
+
+    Raises:
+        UserError: the tokenizer belongs to another model, or the dtype cannot be written.
+    """
+    config, dtype = source.config, options.dtype or source.dtype
+    if dtype not in DTYPES:
+        raise UserError(
+            f"the weights are stored as {dtype}; choose --target-params-dtype {' or '.join(DTYPES)}"
+        )
+    tokenizer = options.tokenizer or source.tokenizer
+    if tokenizer is not None:
+        load_fitting_tokenizer(tokenizer, config.vocab_size)
+    if options.format == "hf":
+        return HuggingFaceTarget(config, dtype, tokenizer, options.max_shard_bytes, options.weights)
+    if options.format == "meta":
+        return MetaTarget(config, dtype, options.tensor_parallel, tokenizer)
+    if options.format == "dongwu":
+        return CheckpointTarget(config, dtype, tokenizer)
+    iteration = source.iteration if options.iteration is None else options.iteration
+    samples = source.consumed_samples or 0
+    rows = _vocab_rows(source, options)
+    if options.format == "torch_dist":
+        return TorchDistTarget(config, dtype, rows, iteration, samples, tokenizer)
+    naming = source.layout.naming if isinstance(source, MegatronSource) else "mcore_te"
+    layout = MegatronLayout(
+        options.naming or naming,
+        options.tensor_parallel,
+        options.pipeline_parallel,
+        options.virtual_pipeline,
+    )
+    return MegatronTarget(config, dtype, layout, rows, iteration, samples, tokenizer)
+
+
+def convert(
+    source: ModelSource,
+    folder: Path,
+    target: ModelTarget,
+    overwrite: bool = False,
+    progress: Callable[[int], None] = lambda num_bytes: None,
+) -> None:
+    """Write `source` to `folder`, which appears only when it is complete.
+
+    Args:
+        overwrite: replace a model that is at `folder`; it stays until the new one is complete.
+        progress: told the bytes of each tensor that has been written.
+
+    Raises:
+        UserError: `folder` exists or has too little room, or the model cannot be written so.
+    """
+    if overwrite and folder.is_dir() and any(folder.iterdir()) and not holds_a_model(folder):
+        raise UserError(f"{folder}: holds something else than a model; it is not overwritten")
+    needed = sum(file.num_bytes(target.dtype) for file in target.files())
+    with new_folder(folder, overwrite) as temporary:
+        free = shutil.disk_usage(temporary).free
+        if free < needed:
+            raise UserError(
+                f"{folder}: needs {needed / 1e9:.2f} GB, but the disk has {free / 1e9:.2f} GB free"
+            )
+        target.write(temporary, source.read, progress)
+
+
+def _vocab_rows(source: ModelSource, options: TargetOptions) -> int:
+    """Rows of the vocabulary in Megatron, as it computes them from the tokenizer.
+
+    A Megatron checkpoint does not say how many of its rows are padding; then all are kept.
+    """
+    config, ranks = source.config, 1
+    if options.format == "megatron":
+        ranks = options.tensor_parallel
+    if options.naming == "megatron_llama":  # has no padding
+        return config.vocab_size
+    padding_known = config.vocab_size < config.vocab_rows or source.format not in MEGATRON_FORMATS
+    if not padding_known and config.vocab_rows % ranks == 0:
+        return config.vocab_rows
+    return padded_vocab_size(config.vocab_size, options.vocab_divisible_by, ranks)

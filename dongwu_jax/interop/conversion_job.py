@@ -1,0 +1,112 @@
+"""A conversion from start to end, as command lines run it: say what is found, convert, report."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dongwu_jax.data.progress import ByteProgress
+from dongwu_jax.errors import UserError
+from dongwu_jax.interop.conversion import MEGATRON_FORMATS, TargetOptions, convert, make_target
+from dongwu_jax.interop.model_source import ModelSource
+from dongwu_jax.interop.sources import correct_config, open_source
+from dongwu_jax.interop.structure import print_structure
+from dongwu_jax.interop.targets import ModelTarget
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a command line asks for."""
+
+    source: Path
+    target: Path
+    options: TargetOptions
+    true_vocab_size: int | None = None
+    settings: Mapping[str, float] = field(default_factory=dict)  # see `correct_config`
+    overwrite: bool = False
+    print_structure: bool = False
+    dry_run: bool = False
+
+
+def run_conversion(conversion: Conversion) -> None:
+    """Convert, and print what was found, what is written and what does not come along.
+
+    Raises:
+        UserError: see `open_source`, `make_target` and `convert`.
+    """
+    if conversion.target.resolve() in conversion.source.resolve().parents:
+        raise UserError(f"--to {conversion.target} holds --from {conversion.source}")
+    source = open_source(conversion.source)
+    try:
+        correct_config(source, conversion.true_vocab_size, conversion.settings)
+        _describe(conversion.source, source)
+        target = make_target(source, conversion.options)
+        if conversion.print_structure:
+            print_structure(
+                (f"{file.path}/{name}", shape)
+                for file in target.files()
+                for name, shape in file.tensors
+            )
+        if conversion.dry_run:
+            _describe_plan(conversion.target, target)
+        else:
+            _convert(source, target, conversion)
+    finally:
+        source.close()
+
+
+def print_source_structure(path: Path) -> None:
+    """Print what a model's files hold."""
+    source = open_source(path)
+    try:
+        _describe(path, source)
+        print_structure((name, shape) for name, shape, _ in source.stored())
+    finally:
+        source.close()
+
+
+def _describe(path: Path, source: ModelSource) -> None:
+    print(f"{path}: {source.description}, {source.dtype}")
+    for note in source.notes:
+        print(f"  note: {note}")
+
+
+def _describe_plan(folder: Path, target: ModelTarget) -> None:
+    files = target.files()
+    for file in files:
+        size = file.num_bytes(target.dtype)
+        print(f"  {file.path}: {len(file.tensors)} tensors, {size / 1e6:,.1f} MB")
+    total = sum(file.num_bytes(target.dtype) for file in files)
+    print(f"{folder}: would hold {total / 1e9:.2f} GB of {target.dtype}; nothing was written")
+
+
+def _convert(source: ModelSource, target: ModelTarget, conversion: Conversion) -> None:
+    total = sum(file.num_bytes(target.dtype) for file in target.files())
+    written: list[int] = []
+
+    def advance(num_bytes: int) -> None:
+        written.append(num_bytes)
+        bar.update(sum(written), tensors=len(written))
+
+    with ByteProgress("convert", total, tensors=0) as bar:
+        convert(source, conversion.target, target, conversion.overwrite, advance)
+    tokenizer = conversion.options.tokenizer or source.tokenizer
+    print(
+        f"wrote {conversion.target}: {conversion.options.format}, {target.dtype}, "
+        f"{sum(written) / 1e9:.2f} GB, {'with' if tokenizer else 'without'} tokenizer"
+    )
+    _report_training_state(source, conversion.options)
+
+
+def _report_training_state(source: ModelSource, options: TargetOptions) -> None:
+    """Say what of a run's state came along, when there was a run."""
+    if not source.iteration:
+        return
+    position = f"iteration {source.iteration}"
+    if source.consumed_samples:
+        position += f" and {source.consumed_samples} consumed samples"
+    if options.format in MEGATRON_FORMATS:
+        print(f"carried: weights, {position}; not carried: optimizer moments, random state")
+        return
+    print(f"carried: weights; not carried: {position}, optimizer moments")
+    if source.format in MEGATRON_FORMATS and options.format == "dongwu":
+        print("to go on training where Megatron stopped, set training.continue_from to the source")

@@ -1,0 +1,83 @@
+"""What every writer of a format has in common: a plan of files, then the tensors one by one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Protocol
+
+import ml_dtypes
+import numpy as np
+
+from dongwu_jax.errors import UserError
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+
+DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"} | {n: n for n in DTYPES}
+"""What command lines accept, Megatron's short names included."""
+
+ReadTensor = Callable[[str], np.ndarray]
+"""Gives one tensor by our name, in our layout."""
+
+Progress = Callable[[int], None]
+"""Told the bytes of each tensor that has been written."""
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A weight file to write, known before any value is."""
+
+    path: str  # relative to the target's folder
+    tensors: list[tuple[str, tuple[int, ...]]]  # stored name (nested keys joined by /), shape
+
+    def num_bytes(self, dtype: str) -> int:
+        """Bytes of its tensors in a dtype of `DTYPES`."""
+        return sum(prod(shape) for _, shape in self.tensors) * DTYPES[dtype].itemsize
+
+
+class ModelTarget(Protocol):
+    """A format, layout and dtype in which a model is to be written."""
+
+    @property
+    def dtype(self) -> str:
+        """Format of the stored weights, a key of `DTYPES`."""
+        ...
+
+    def files(self) -> list[PlannedFile]:
+        """The weight files, from sizes alone.
+
+        Raises:
+            UserError: the model cannot be laid out in this way.
+        """
+        ...
+
+    def write(self, folder: Path, read: ReadTensor, progress: Progress) -> None:
+        """Write the whole model into an existing empty folder, a few tensors in memory at a time.
+
+        Raises:
+            UserError: a value does not fit the dtype, or the model cannot be expressed.
+        """
+        ...
+
+
+def cast(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
+    """The values in a dtype of `DTYPES`; nothing finite may become infinite.
+
+    Raises:
+        UserError: a value is too large for float16.
+    """
+    target = DTYPES[dtype]
+    if values.dtype == target:
+        return values
+    with np.errstate(over="ignore"):
+        converted = values.astype(target)
+    if dtype == "float16" and not np.isfinite(converted).all() and np.isfinite(values).all():
+        largest = float(np.abs(values).max())
+        raise UserError(
+            f"{name}: {largest:g} is too large for float16 (at most 65504); choose bfloat16"
+        )
+    return converted

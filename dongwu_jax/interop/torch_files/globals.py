@@ -1,0 +1,82 @@
+"""The only global names that a pickle may mention, each standing for something inert.
+
+Nothing is imported and nothing of another package is ever called: a known name becomes a
+`Placeholder`, any other name refuses the file.
+"""
+
+import re
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # the names of protocol 2 in Python 3
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(eq=False, slots=True)
+class Placeholder:
+    """An inert stand-in for a global, or for an object made by calling one.
+
+    Compared and hashed by identity, so that it can be a key of a dict.
+    """
+
+    name: str  # e.g. "torch.bfloat16" or "megatron.core.enums.ModelType"
+    arguments: tuple[Any, ...] = ()
+    state: Any = None  # of an object with attributes: their dict
+
+    def __repr__(self) -> str:
+        """Its name alone: arguments may be large, or lead back to it."""
+        return f"Placeholder({self.name!r})"
+
+
+_DTYPES = (
+    "float32 float float64 double float16 half bfloat16 complex32 complex64 complex128 chalf "
+    "cfloat cdouble uint8 uint16 uint32 uint64 int8 int16 short int32 int int64 long bool "
+    "float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu "
+    "quint8 qint8 qint32 quint4x2 quint2x4"
+)
+_KNOWN = frozenset(
+    [f"torch.{name}" for name in _DTYPES.split()]
+    + [f"torch._utils._rebuild_{name}" for name in ("tensor", "tensor_v2", "tensor_v3")]
+    + [f"torch._utils._rebuild_{name}" for name in ("parameter", "parameter_with_state")]
+    + [
+        "torch._tensor._rebuild_from_type_v2",
+        "torch.Tensor",
+        "torch.nn.parameter.Parameter",
+        "torch.Size",
+        "torch.device",
+        "torch.serialization._get_layout",
+    ]
+    + [f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")]
+    + [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
+    + [f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")]
+    + ["numpy.dtype", "numpy.ndarray"]
+    + [f"builtins.{name}" for name in ("set", "frozenset", "bytes", "bytearray", "slice")]
+    + [f"builtins.{name}" for name in ("int", "float", "bool", "complex", "list", "dict")]
+    + [f"pathlib.{name}" for name in ("Path", "PosixPath", "WindowsPath")]
+    + [f"pathlib.{name}" for name in ("PurePath", "PurePosixPath", "PureWindowsPath")]
+    + [f"pathlib._local.{name}" for name in ("Path", "PosixPath", "WindowsPath")]
+    + [f"pathlib._local.{name}" for name in ("PurePath", "PurePosixPath", "PureWindowsPath")]
+    + [
+        "_codecs.encode",
+        "_io.BytesIO",
+        "argparse.Namespace",
+        "collections.OrderedDict",
+        "collections.defaultdict",
+        "io.BytesIO",
+        "signal.Signals",
+        "types.SimpleNamespace",
+    ]
+)
+_KNOWN_PREFIXES = ("megatron.", "transformer_engine.", "torch.distributed.checkpoint.")
+_STORAGE = re.compile(r"torch\.(cuda\.|storage\.)?[A-Za-z0-9]+Storage")
+
+
+def modern_name(module: str, name: str) -> str:
+    """The dotted name of a global; pickles of protocol 2 use the names of Python 2."""
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return f"{module}.{name}"
+
+
+def find_global(name: str) -> Placeholder | None:
+    """The stand-in for a global that a pickle mentions; None when the name is not known."""
+    if name in _KNOWN or name.startswith(_KNOWN_PREFIXES) or _STORAGE.fullmatch(name):
+        return Placeholder(name)
+    return None
