@@ -17,7 +17,8 @@ from reference_models import (
 from dongwu_jax import generate as generation
 from dongwu_jax.errors import UserError
 from dongwu_jax.generate import generate
-from dongwu_jax.interop.sources import load_parameters, open_source
+from dongwu_jax.interop.loading import load_parameters
+from dongwu_jax.interop.sources import open_source
 from dongwu_jax.models.parameters import abstract_parameters
 
 PROMPTS = [[1, 17, 5], [1, 99, 3, 4, 60, 2, 8, 8, 70, 31, 12], [44]]

@@ -24,7 +24,6 @@ from dongwu_jax.interop.megatron.tensors import NAMINGS
 from dongwu_jax.interop.sizes import parse_bytes
 from dongwu_jax.interop.sources import CORRECTABLE
 from dongwu_jax.interop.targets import DTYPE_NAMES
-from dongwu_jax.interop.verify_job import run_verification
 
 
 def main(command_line: list[str] | None = None) -> int:
@@ -69,6 +68,8 @@ def _conversion(arguments: argparse.Namespace) -> Conversion:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from dongwu_jax.interop.verify_job import run_verification  # loads JAX
+
     equal = run_verification(
         arguments.first,
         arguments.second,

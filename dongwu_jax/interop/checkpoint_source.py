@@ -6,7 +6,8 @@ import numpy as np
 
 from dongwu_jax.interop.model_source import StoredName
 from dongwu_jax.interop.tensors import model_tensors
-from dongwu_jax.training.checkpoints import WeightReader, newest_step, tokenizer_folder
+from dongwu_jax.training.checkpoint_folders import newest_step, tokenizer_folder
+from dongwu_jax.training.checkpoints import WeightReader
 
 
 class CheckpointSource:

@@ -9,7 +9,6 @@ from typing import Literal, get_args
 from dongwu_jax.data.tokenizers import load_fitting_tokenizer
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.atomic_folder import new_folder
-from dongwu_jax.interop.checkpoint_target import CheckpointTarget
 from dongwu_jax.interop.hf_export import DEFAULT_SHARD_BYTES, HuggingFaceTarget
 from dongwu_jax.interop.megatron.distributed_export import TorchDistTarget
 from dongwu_jax.interop.megatron.export import MegatronTarget
@@ -62,6 +61,9 @@ def make_target(source: ModelSource, options: TargetOptions) -> ModelTarget:
     if options.format == "meta":
         return MetaTarget(config, dtype, options.tensor_parallel, tokenizer)
     if options.format == "dongwu":
+        # Loads JAX and Orbax, which no other format needs.
+        from dongwu_jax.interop.checkpoint_target import CheckpointTarget
+
         return CheckpointTarget(config, dtype, tokenizer)
     iteration = source.iteration if options.iteration is None else options.iteration
     samples = source.consumed_samples or 0

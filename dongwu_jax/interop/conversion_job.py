@@ -7,6 +7,7 @@ from pathlib import Path
 from dongwu_jax.data.progress import ByteProgress
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.conversion import MEGATRON_FORMATS, TargetOptions, convert, make_target
+from dongwu_jax.interop.memory import keep_freed_memory
 from dongwu_jax.interop.model_source import ModelSource
 from dongwu_jax.interop.sources import correct_config, open_source
 from dongwu_jax.interop.structure import print_structure
@@ -35,6 +36,7 @@ def run_conversion(conversion: Conversion) -> None:
     """
     if conversion.target.resolve() in conversion.source.resolve().parents:
         raise UserError(f"--to {conversion.target} holds --from {conversion.source}")
+    keep_freed_memory()
     source = open_source(conversion.source)
     try:
         correct_config(source, conversion.true_vocab_size, conversion.settings)

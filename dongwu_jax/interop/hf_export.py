@@ -18,7 +18,7 @@ from dongwu_jax.interop.safetensors_files import SafetensorsWriter
 from dongwu_jax.interop.targets import DTYPES, PlannedFile, Progress, ReadTensor, cast
 from dongwu_jax.interop.tensors import Tensor, model_tensors
 from dongwu_jax.interop.torch_files.writer import PendingTensor, TorchFileWriter
-from dongwu_jax.models.rope import inverse_frequencies
+from dongwu_jax.models.rope_frequencies import inverse_frequencies
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 

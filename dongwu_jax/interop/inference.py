@@ -12,7 +12,8 @@ from dongwu_jax.data.tokenizers import (
     load_fitting_tokenizer,
 )
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.sources import load_parameters, open_source
+from dongwu_jax.interop.loading import load_parameters
+from dongwu_jax.interop.sources import open_source
 from dongwu_jax.models.parameters import Parameters, cast_matrices
 
 

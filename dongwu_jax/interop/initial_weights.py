@@ -4,11 +4,13 @@ import logging
 from pathlib import Path
 
 from dongwu_jax.config import ModelConfig, RunConfig, parse_config
+from dongwu_jax.interop.loading import load_parameters, resolve_model_config
 from dongwu_jax.interop.megatron.continuation import Continuation
 from dongwu_jax.interop.model_source import ModelSource
-from dongwu_jax.interop.sources import load_parameters, open_source, resolve_model_config
+from dongwu_jax.interop.sources import open_source
 from dongwu_jax.models.parameters import Parameters
-from dongwu_jax.training.checkpoints import is_checkpoint, read_model_config
+from dongwu_jax.training.checkpoint_folders import is_checkpoint
+from dongwu_jax.training.checkpoints import read_model_config
 from dongwu_jax.training.state import StartingPoint
 
 logger = logging.getLogger(__name__)

@@ -1,17 +1,12 @@
-"""Opening a model, whatever holds it, and loading its weights."""
+"""Opening a model, whatever holds it."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import jax
-import ml_dtypes  # noqa: F401  gives numpy the dtype bfloat16
-import numpy as np
 from pydantic import ValidationError
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.checkpoint_source import CheckpointSource
 from dongwu_jax.interop.gguf import GgufSource
 from dongwu_jax.interop.hf import HuggingFaceSource, is_hugging_face_folder
 from dongwu_jax.interop.megatron.distributed import TorchDistSource, is_distributed_checkpoint
@@ -19,25 +14,7 @@ from dongwu_jax.interop.megatron.folders import find_iteration_folder, is_megatr
 from dongwu_jax.interop.megatron.source import MegatronSource
 from dongwu_jax.interop.meta import MetaSource, is_meta_folder
 from dongwu_jax.interop.model_source import ModelSource
-from dongwu_jax.models.parameters import (
-    Parameters,
-    abstract_parameters,
-    logical_axes,
-    named_parameters,
-    parameter_tree,
-)
-from dongwu_jax.parallel.sharding import LogicalAxes
-from dongwu_jax.training.checkpoints import is_checkpoint
-
-# What may differ between a run and the weights that it starts from.
-_RUN_MAY_CHANGE = (
-    "padded_vocab_size",
-    "padded_vocab_in_softmax",
-    "max_position_embeddings",
-    "rope_scaling",
-    "rope_theta",
-    "initializer_range",
-)
+from dongwu_jax.training.checkpoint_folders import is_checkpoint
 
 
 def open_source(path: Path | str) -> ModelSource:
@@ -59,6 +36,9 @@ def open_source(path: Path | str) -> ModelSource:
         distributed = is_distributed_checkpoint(find_iteration_folder(path).path)
         return TorchDistSource(path) if distributed else MegatronSource(path)
     if is_checkpoint(path):
+        # Loads JAX and Orbax, which no other format needs.
+        from dongwu_jax.interop.checkpoint_source import CheckpointSource
+
         return CheckpointSource(path)
     raise UserError(
         f"{path}: is not a model: expected a Hugging Face folder (config.json), a .gguf file, a "
@@ -106,96 +86,3 @@ def correct_config(
     except ValidationError as error:
         problem = error.errors()[0]
         raise UserError(f"--set {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
-
-
-def resolve_model_config(requested: ModelConfig, source: ModelConfig, origin: str) -> ModelConfig:
-    """The architecture of a run that starts from given weights.
-
-    The source decides; what the user set explicitly must agree with it, or be one of the few
-    settings that a run may change.
-
-    Args:
-        origin: where the weights come from, for the error.
-
-    Raises:
-        UserError: a setting contradicts the weights.
-    """
-    changes = {}
-    for field in requested.model_fields_set:
-        wanted, found = getattr(requested, field), getattr(source, field)
-        if field in _RUN_MAY_CHANGE:
-            changes[field] = wanted
-        elif _resolved(source, field, wanted) != _resolved(source, field, found):
-            raise UserError(
-                f"model.{field}={wanted}, but the weights of {origin} have {field}="
-                f"{_resolved(source, field, found)}; leave the setting out to take theirs"
-            )
-    merged = source.model_copy(update=changes)
-    if merged.vocab_rows < merged.vocab_size:
-        raise UserError(
-            f"model.padded_vocab_size={merged.vocab_rows} is smaller than the vocab_size="
-            f"{merged.vocab_size} of {origin}"
-        )
-    return merged
-
-
-def load_parameters(
-    source: ModelSource,
-    config: ModelConfig,
-    shardings: Parameters | None = None,
-    progress: Callable[[str], None] = lambda name: None,
-) -> Parameters:
-    """The source's weights as float32 arrays, one tensor at a time in host memory.
-
-    Rows of the vocabulary that only padding adds are zero: an embedding never looked up, and a
-    logit of zero, a definite value, where the softmax includes padding.
-
-    Args:
-        config: the source's architecture, as `resolve_model_config` gives it.
-        shardings: where each parameter shall lie, on any number of hosts; None: the default device.
-        progress: called with each name when the tensor is in place.
-    """
-    shapes = named_parameters(abstract_parameters(config))
-    axes = logical_axes(config)
-    places = named_parameters(shardings) if shardings is not None else {}
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    loaded = {}
-    for name, wanted in shapes.items():
-        values = _fit_vocabulary(source.read(name), wanted.shape, axes[name], name)
-        loaded[name] = jax.make_array_from_callback(
-            wanted.shape,
-            places.get(name, here),
-            functools.partial(_float32_part, values),
-        )
-        progress(name)
-    return parameter_tree(loaded)
-
-
-def _float32_part(values: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
-    return np.ascontiguousarray(values[index], dtype=np.float32)
-
-
-def _resolved(config: ModelConfig, field: str, value: object) -> object:
-    """A setting's value, or what null stands for in this architecture."""
-    if value is not None:
-        return value
-    derived = {
-        "num_kv_heads": config.num_heads,
-        "head_dim": config.hidden_size / config.num_heads,
-    }
-    return derived.get(field)
-
-
-def _fit_vocabulary(
-    values: np.ndarray, shape: tuple[int, ...], axes: LogicalAxes, name: str
-) -> np.ndarray:
-    """Add zeros for padding rows that the source lacks; drop its surplus padding rows."""
-    if values.shape == shape:
-        return values
-    differing = [axis for axis, a, b in zip(axes, values.shape, shape, strict=True) if a != b]
-    if differing != ["vocab"]:
-        raise UserError(f"{name} has shape {values.shape} in the source, {shape} was expected")
-    fitted = np.zeros(shape, values.dtype)
-    shared = tuple(slice(min(a, b)) for a, b in zip(values.shape, shape, strict=True))
-    fitted[shared] = values[shared]
-    return fitted

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dongwu_jax.data.progress import ByteProgress
+from dongwu_jax.interop.loading import load_parameters
 from dongwu_jax.interop.logits import (
     fixed_tokens,
     has_transformers,
@@ -15,7 +16,7 @@ from dongwu_jax.interop.logits import (
     transformers_logits,
 )
 from dongwu_jax.interop.model_source import ModelSource
-from dongwu_jax.interop.sources import correct_config, load_parameters, open_source
+from dongwu_jax.interop.sources import correct_config, open_source
 from dongwu_jax.interop.tensors import model_tensors
 from dongwu_jax.interop.verify import (
     TensorComparison,

@@ -27,12 +27,11 @@ from dongwu_jax.models.parameters import (
     parameter_tree,
 )
 from dongwu_jax.training.checkpoint_files import FilesHandler, SaveFiles
+from dongwu_jax.training.checkpoint_folders import newest_step
 from dongwu_jax.training.state import TrainState
 from dongwu_jax.training.streamed_weights import ArrayReader, UnreadArray, unread_arrays_handler
 
 DataState = dict[str, Any]
-
-_ORBAX_MARKER = "commit_success.txt"  # lies in every item, the empty ones too
 
 
 class Checkpoints:
@@ -135,25 +134,6 @@ class Checkpoints:
             self._manager.close()
 
 
-def newest_step(path: Path) -> Path:
-    """The step folder that `path` means: itself, or the newest step inside it.
-
-    Raises:
-        UserError: there is no complete checkpoint at `path`.
-    """
-    if _is_step(path):
-        return path
-    steps = [entry for entry in path.iterdir() if _is_step(entry)] if path.is_dir() else []
-    if not steps:
-        raise UserError(f"{path}: holds no complete checkpoint of ours")
-    return max(steps, key=lambda entry: int(entry.name))
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether `path` is a folder of our checkpoints, or one step of it."""
-    return _is_step(path) or (path.is_dir() and any(_is_step(entry) for entry in path.iterdir()))
-
-
 def read_run_config(path: Path) -> RunConfig:
     """The run that wrote the newest checkpoint at `path`."""
     step = newest_step(path)
@@ -165,13 +145,6 @@ def read_run_config(path: Path) -> RunConfig:
 def read_model_config(path: Path) -> ModelConfig:
     """The architecture of the newest checkpoint at `path`."""
     return read_run_config(path).model
-
-
-def tokenizer_folder(path: Path) -> Path | None:
-    """The tokenizer files inside the newest checkpoint at `path`, or None when it has none."""
-    folder = newest_step(path) / "tokenizer"
-    files = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    return folder if files - {_ORBAX_MARKER} else None
 
 
 class WeightReader(Mapping[str, np.ndarray]):
@@ -278,10 +251,6 @@ def _storage_problem(error: Exception) -> str:
     if not isinstance(cause, OSError | ValueError | KeyError):
         raise error
     return str(cause).partition("\n")[0][:300]
-
-
-def _is_step(path: Path) -> bool:
-    return path.name.isdigit() and (path / "parameters").is_dir() and (path / "config").is_dir()
 
 
 def _consumed_samples(step: Path) -> int | None:

@@ -6,7 +6,8 @@ from typing import Any
 from dongwu_jax.config import ModelConfig, RunConfig
 from dongwu_jax.data.fingerprint import Fingerprint, compare_fingerprints
 from dongwu_jax.errors import UserError
-from dongwu_jax.training.checkpoints import DataState, newest_step, read_run_config
+from dongwu_jax.training.checkpoint_folders import newest_step
+from dongwu_jax.training.checkpoints import DataState, read_run_config
 
 
 def check_same_run(directory: Path, config: RunConfig) -> None:

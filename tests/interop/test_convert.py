@@ -20,7 +20,8 @@ from reference_models import (
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.atomic_folder import new_folder
-from dongwu_jax.interop.sources import load_parameters, open_source
+from dongwu_jax.interop.loading import load_parameters
+from dongwu_jax.interop.sources import open_source
 
 TOOL = Path(__file__).parents[2] / "tools/convert.py"
 

@@ -27,7 +27,7 @@ from dongwu_jax.interop.hf_config import hugging_face_config, read_hugging_face_
 from dongwu_jax.interop.hf_export import HuggingFaceTarget
 from dongwu_jax.interop.sources import open_source
 from dongwu_jax.models.parameters import initial_parameters, named_parameters
-from dongwu_jax.models.rope import inverse_frequencies
+from dongwu_jax.models.rope_frequencies import inverse_frequencies
 
 FOUR = {  # the spelling of transformers 4
     "model_type": "llama",

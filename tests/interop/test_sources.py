@@ -9,7 +9,8 @@ from reference_models import random_llama, save
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.config.sections import RopeScaling
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.sources import load_parameters, open_source, resolve_model_config
+from dongwu_jax.interop.loading import load_parameters, resolve_model_config
+from dongwu_jax.interop.sources import open_source
 from dongwu_jax.models.parameters import named_parameters, parameter_shardings
 from dongwu_jax.parallel.mesh import MESH_AXES, make_mesh
 from dongwu_jax.parallel.sharding import LogicalSharding, resolve_rules

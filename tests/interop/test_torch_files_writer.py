@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 from torch_trees import assert_same_tree
 
-import dongwu_jax.interop.torch_files.writer as writer_module
+from dongwu_jax.interop.torch_files import zip_writer
 from dongwu_jax.interop.torch_files.reader import read_pickle, read_torch_file
 from dongwu_jax.interop.torch_files.writer import (
     GlobalName,
@@ -134,7 +134,7 @@ TREE = {
 def test_archive_is_sound_and_aligned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zip64_above: int
 ) -> None:
-    monkeypatch.setattr(writer_module, "_ZIP64_ABOVE", zip64_above)
+    monkeypatch.setattr(zip_writer, "_ZIP64_ABOVE", zip64_above)
     path = tmp_path / "w.pt"
     with path.open("wb") as file:
         values = write(file, TREE)

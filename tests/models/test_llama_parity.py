@@ -17,7 +17,8 @@ from reference_models import (
 )
 
 from dongwu_jax.data.tokenizers import load_tokenizer
-from dongwu_jax.interop.sources import load_parameters, open_source
+from dongwu_jax.interop.loading import load_parameters
+from dongwu_jax.interop.sources import open_source
 
 TEXTS = (
     "The committee decided to lower the target range for the federal funds rate by a quarter of a "

@@ -19,12 +19,8 @@ from tokenizers.models import WordLevel
 from dongwu_jax.config import dump_config
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.sources import open_source
-from dongwu_jax.training.checkpoints import (
-    Checkpoints,
-    WeightReader,
-    read_run_config,
-    tokenizer_folder,
-)
+from dongwu_jax.training.checkpoint_folders import tokenizer_folder
+from dongwu_jax.training.checkpoints import Checkpoints, WeightReader, read_run_config
 from dongwu_jax.training.trainer import Trainer
 
 

@@ -10,16 +10,17 @@ import numpy as np
 
 from dongwu_jax.config import ModelConfig, RunConfig
 from dongwu_jax.errors import UserError
+from dongwu_jax.interop.loading import load_parameters
 from dongwu_jax.interop.megatron.distributed import TorchDistSource
 from dongwu_jax.interop.megatron.moments import OptimizerMoments
 from dongwu_jax.interop.megatron.rank_moments import rank_moments
 from dongwu_jax.interop.megatron.recipe import recipe_differences
 from dongwu_jax.interop.megatron.source import MegatronSource
 from dongwu_jax.interop.megatron.training_state import MegatronRun, updates_done
-from dongwu_jax.interop.sources import load_parameters, open_source
+from dongwu_jax.interop.sources import open_source
 from dongwu_jax.interop.torch_files.reader import read_torch_file
 from dongwu_jax.models.parameters import Parameters
-from dongwu_jax.training.checkpoints import is_checkpoint
+from dongwu_jax.training.checkpoint_folders import is_checkpoint
 from dongwu_jax.training.state import AdamMoments, StartingPoint
 
 logger = logging.getLogger(__name__)

@@ -1,11 +1,11 @@
 """Tensors of a torch file, known by shape and place, read only when asked."""
 
-import zlib
 from dataclasses import dataclass
 from math import prod
 
 import ml_dtypes
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.torch_files.archive import Member
@@ -117,7 +117,7 @@ class StoredArray:
                             f"{member.path}: ended within {member.name}; it was changed while "
                             "being read: start again"
                         )
-                    checksum = zlib.crc32(target[done : done + count], checksum)
+                    checksum = crc32(target[done : done + count], checksum)
                     done += count
         except OSError as error:
             raise UserError(f"{member.path}: cannot be read: {error.strerror}") from error

@@ -15,10 +15,10 @@ from dongwu_jax.config import ModelConfig
 from dongwu_jax.config.sections import RopeScaling
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.hf import HuggingFaceSource
+from dongwu_jax.interop.loading import load_parameters
 from dongwu_jax.interop.megatron.distributed import TorchDistSource, is_distributed_checkpoint
 from dongwu_jax.interop.megatron.distributed_export import TorchDistTarget
 from dongwu_jax.interop.megatron.source import MegatronSource
-from dongwu_jax.interop.sources import load_parameters
 from dongwu_jax.models.parameters import parameter_tree
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
