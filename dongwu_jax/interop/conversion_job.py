@@ -42,6 +42,8 @@ def run_conversion(conversion: Conversion) -> None:
         correct_config(source, conversion.true_vocab_size, conversion.settings)
         _describe(conversion.source, source)
         target = make_target(source, conversion.options)
+        if conversion.options.virtual_pipeline > 1 == conversion.options.pipeline_parallel:
+            print("  note: Megatron trains virtual stages only with 2 or more pipeline ranks")
         if conversion.print_structure:
             print_structure(
                 (f"{file.path}/{name}", shape)

@@ -69,10 +69,6 @@ def _check_sizes(layout: MegatronLayout) -> None:
     for field in ("tensor_parallel", "pipeline_parallel", "virtual_pipeline"):
         if getattr(layout, field) < 1:
             raise UserError(f"{field}={getattr(layout, field)}: must be at least 1")
-    if layout.virtual_pipeline > 1 and layout.pipeline_parallel == 1:
-        raise UserError(
-            f"virtual_pipeline={layout.virtual_pipeline} needs pipeline_parallel of at least 2"
-        )
 
 
 def _check_stages(config: ModelConfig, layout: MegatronLayout) -> None:

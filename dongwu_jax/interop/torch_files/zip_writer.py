@@ -63,9 +63,7 @@ class ZipWriter:
             )
             self._write(_END64_LOCATOR.pack(b"PK\6\7", 0, end64, 1))
         shown = min(count, _MOST_MEMBERS)
-        self._write(
-            _END.pack(b"PK\5\6", 0, 0, shown, shown, _shown(size), _shown(start), 0)
-        )
+        self._write(_END.pack(b"PK\5\6", 0, 0, shown, shown, _shown(size), _shown(start), 0))
 
     def _write(self, data: bytes | memoryview) -> None:
         self._file.write(data)

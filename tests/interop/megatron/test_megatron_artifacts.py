@@ -94,7 +94,11 @@ def test_resharding_gives_megatrons_own_files(artifacts, tmp_path, start, wanted
         update={"vocab_size": 1100, "padded_vocab_size": source.config.vocab_rows}
     )
     target = MegatronTarget(
-        config, source.dtype, MegatronLayout(reference.naming, *layout), rows, source.iteration
+        config,
+        source.dtype,
+        MegatronLayout(reference.layout.naming, *layout),
+        rows,
+        source.iteration,
     )
     target.write(tmp_path, source.read, lambda num_bytes: None)
     for file in target.files():
