@@ -1,10 +1,8 @@
 """Writing a Megatron-LM checkpoint in torch format, in any naming and layout."""
 
-import itertools
 import shutil
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,13 +107,12 @@ class MegatronTarget:
                 path = folder / self._path(rank, stage)
                 path.parent.mkdir(parents=True)
                 writers.append(TorchFileWriter(opened.enter_context(path.open("wb")), tree))
-            values = opened.enter_context(closing(_read_ahead(reader, self._stage(stage))))
-            for packed, stored in values:
-                shards = packed.split(stored, ranks)
+            for tensor in self._stage(stage):
+                shards = tensor.packed.split(reader.read(tensor.packed), ranks)
                 for writer, shard in zip(writers, shards, strict=True):
                     writer.write(shard)
                     told(shard.nbytes)
-                del stored, shards, shard  # before the next is taken
+                del shards, shard  # before the next is read
             for writer in writers:
                 writer.close()
 
@@ -211,20 +208,6 @@ class _PackedReader:
     def _part(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
         return cast(tensor.to_torch(self._read_ours(name)), self._target.dtype, name)
-
-
-def _read_ahead(
-    reader: _PackedReader, tensors: list[StageTensor]
-) -> Generator[tuple[PackedTensor, np.ndarray], None, None]:
-    """Each tensor and its values; the next one is read while one is being written."""
-    with ThreadPoolExecutor(1) as background:
-        coming = background.submit(reader.read, tensors[0].packed)
-        for tensor, following in itertools.zip_longest(tensors, tensors[1:]):
-            stored = coming.result()
-            if following is not None:
-                coming = background.submit(reader.read, following.packed)
-            yield tensor.packed, stored
-            del stored
 
 
 def _fit_rows(values: np.ndarray, vocab_size: int, rows: int) -> np.ndarray:
