@@ -187,11 +187,12 @@ def _run_convert(*words: str) -> Measured:
 
 
 def _run(command: Sequence[str]) -> Measured:
-    """Run a command to its end.
+    """Run a command to its end, after what earlier ones wrote has reached the disk.
 
     Raises:
         UserError: it failed.
     """
+    os.sync()
     with tempfile.TemporaryFile() as output:
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=output, stderr=output)
