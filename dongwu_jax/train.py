@@ -35,11 +35,11 @@ def _run(config: RunConfig, options: argparse.Namespace) -> None:
 
     if not options.print_config:
         initialize_distributed()  # before anything reads arrays
-    config, load_parameters = resolve_initial_weights(config)
+    config, start = resolve_initial_weights(config)
     if options.print_config:
         print(dump_config(config), end="")
         return
-    Trainer(config, load_parameters).run(options.stop_after)
+    Trainer(config, start).run(options.stop_after)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -26,7 +26,7 @@ PROMPTS = [[1, 17, 5], [1, 99, 3, 4, 60, 2, 8, 8, 70, 31, 12], [44]]
 
 def load(folder):
     source = open_source(folder)
-    return source.config, load_parameters(source, source.config)
+    return source.config, load_parameters(source.read, source.config)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_smollm2_greedy_equals_transformers():
     texts = ["The capital of France is", "A bond is", "def add(a, b):\n    return", "中国的首都是"]
     prompts = [tokenizer(text)["input_ids"] for text in texts]
     ours = generate(
-        source.config, load_parameters(source, source.config), prompts, max_new_tokens=48
+        source.config, load_parameters(source.read, source.config), prompts, max_new_tokens=48
     )
     assert ours == [_transformers_greedy(model, prompt, 48) for prompt in prompts]
 

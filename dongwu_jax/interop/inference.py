@@ -45,7 +45,7 @@ def load_model(path: Path, dtype: str | None = None, tokenizer: Path | None = No
         config = source.config
         loaded = load_fitting_tokenizer(place, config.vocab_size)
         dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-        parameters = cast_matrices(load_parameters(source, config), dtype)
+        parameters = cast_matrices(load_parameters(source.read, config), dtype)
         return LoadedModel(config, parameters, loaded, dtype)
     finally:
         source.close()

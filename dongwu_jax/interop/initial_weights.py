@@ -48,7 +48,7 @@ def _from_weights(config: RunConfig, origin: Path) -> tuple[RunConfig, StartingP
     def load(model: ModelConfig, shardings: Parameters) -> Parameters:
         logger.info("loading %s weights (%s) from %s", source.format, source.dtype, origin)
         try:
-            return load_parameters(source, model, shardings)
+            return load_parameters(source.read, model, shardings)
         finally:
             source.close()
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.model_source import ModelSource
+from dongwu_jax.interop.targets import ReadTensor
+from dongwu_jax.interop.tensors import model_tensors
 from dongwu_jax.models.parameters import (
     Parameters,
     abstract_parameters,
@@ -61,17 +62,18 @@ def resolve_model_config(requested: ModelConfig, source: ModelConfig, origin: st
 
 
 def load_parameters(
-    source: ModelSource,
+    read: ReadTensor,
     config: ModelConfig,
     shardings: Parameters | None = None,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Parameters:
-    """The source's weights as float32 arrays, one tensor at a time in host memory.
+    """Stored weights as float32 arrays, one tensor at a time in host memory.
 
     Rows of the vocabulary that only padding adds are zero: an embedding never looked up, and a
     logit of zero, a definite value, where the softmax includes padding.
 
     Args:
+        read: gives one tensor by our name, e.g. a source's `read`.
         config: the source's architecture, as `resolve_model_config` gives it.
         shardings: where each parameter shall lie, on any number of hosts; None: the default device.
         progress: called with each name when the tensor is in place.
@@ -81,8 +83,9 @@ def load_parameters(
     places = named_parameters(shardings) if shardings is not None else {}
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     loaded = {}
-    for name, wanted in shapes.items():
-        values = _fit_vocabulary(source.read(name), wanted.shape, axes[name], name)
+    for name in (tensor.name for tensor in model_tensors(config)):  # as files hold them
+        wanted = shapes[name]
+        values = _fit_vocabulary(read(name), wanted.shape, axes[name], name)
         loaded[name] = jax.make_array_from_callback(
             wanted.shape,
             places.get(name, here),

@@ -104,7 +104,7 @@ def _compare_logits(first: ModelSource, second: ModelSource) -> bool:
     tokens = fixed_tokens(shared_vocabulary(first.config, second.config))
     results = {
         f"{name}, our model": our_logits(
-            source.config, load_parameters(source, source.config), tokens
+            source.config, load_parameters(source.read, source.config), tokens
         )
         for name, source in (("A", first), ("B", second))
     }

@@ -23,13 +23,17 @@ class Report(Protocol):
     def close(self) -> None: ...
 
 
-def open_reports(config: RunConfig, start_step: int) -> list[Report]:
-    """The reports that the configuration asks for; call on one process only."""
+def open_reports(config: RunConfig, start_step: int, resumed: bool) -> list[Report]:
+    """The reports that the configuration asks for; call on one process only.
+
+    Args:
+        resumed: whether a checkpoint of this run is continued, whose metrics are kept.
+    """
     directory = config.logging.directory or config.checkpoint.directory.parent
     reports: list[Report] = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        reports.append(JsonLinesReport(directory / "metrics.jsonl", start_step))
+        reports.append(JsonLinesReport(directory / "metrics.jsonl", start_step, resumed))
         if config.logging.tensorboard:
             reports.append(TensorBoardReport(directory / "tensorboard", start_step))
     except (OSError, UnicodeDecodeError) as error:
@@ -89,8 +93,8 @@ def _describe(metrics: Metrics) -> list[str]:
 class JsonLinesReport:
     """One JSON object a step; a resumed run replaces what it is going to do again."""
 
-    def __init__(self, path: Path, start_step: int):
-        if path.exists() and start_step == 0:
+    def __init__(self, path: Path, start_step: int, resumed: bool):
+        if path.exists() and not resumed:
             _set_aside(path)
         elif path.exists():
             _drop_lines_after(path, start_step)

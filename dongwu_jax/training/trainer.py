@@ -84,6 +84,7 @@ class Trainer:
         Raises:
             UserError: the loss became infinite or not a number, or something could not be written.
         """
+        resumed = self.checkpoints.latest_step is not None
         state = self.resume_or_start()
         first = int(state.step)
         last = self.config.steps if stop_after is None else first + stop_after
@@ -96,7 +97,7 @@ class Trainer:
             self.config.logging.flops_convention,
         )
         if jax.process_index() == 0:
-            self._reports = open_reports(self.config, first)
+            self._reports = open_reports(self.config, first, resumed)
         loader = self._loader(self.datasets.train, first, last)
         try:
             state = self._steps(state, loader, first, last)

@@ -45,7 +45,7 @@ def test_hf_to_checkpoint_to_hf_keeps_every_bit(original, tmp_path):
     source = open_source(checkpoint)
     assert source.format == "dongwu"
     tokens = random_tokens(TOKENIZER_VOCAB)
-    ours = our_logits(source.config, load_parameters(source, source.config), tokens)
+    ours = our_logits(source.config, load_parameters(source.read, source.config), tokens)
     assert np.abs(ours - transformers_logits(model, tokens)).max() < 1e-4
     _convert("--from", checkpoint, "--to", exported, "--to-format", "hf")
     again = open_source(exported)

@@ -30,7 +30,7 @@ def test_source_says_what_it_is(source):
 
 
 def test_parameters_are_float32_copies(source):
-    for name, values in named_parameters(load_parameters(source, source.config)).items():
+    for name, values in named_parameters(load_parameters(source.read, source.config)).items():
         assert values.dtype == np.float32
         assert np.array_equal(values, source.read(name).astype(np.float32))
 
@@ -39,7 +39,7 @@ def test_parameters_are_sharded_as_asked(source):
     config = source.config.model_copy(update={"padded_vocab_size": 104})
     shape = dict.fromkeys(MESH_AXES, 1) | {"fsdp": 2, "tensor": 4}
     sharding = LogicalSharding(make_mesh(shape, jax.devices()[:8]), resolve_rules({}))
-    loaded = load_parameters(source, config, parameter_shardings(config, sharding))
+    loaded = load_parameters(source.read, config, parameter_shardings(config, sharding))
     embedding = loaded["embed_tokens"]
     assert embedding.sharding.spec == PartitionSpec(("tensor",), ("fsdp",))
     assert {shard.data.shape for shard in embedding.addressable_shards} == {(26, 16)}
@@ -52,7 +52,7 @@ def test_parameters_are_sharded_as_asked(source):
 def test_other_shapes_are_never_cut_to_fit(source):
     config = source.config.model_copy(update={"intermediate_size": 40})
     with pytest.raises(UserError, match=r"mlp\.down_proj"):
-        load_parameters(source, config)
+        load_parameters(source.read, config)
 
 
 def test_a_run_may_change_little_else_is_an_error(source):

@@ -49,7 +49,7 @@ SHAPES = {
 
 def _largest_difference(model, folder, tokens):
     source = open_source(save(model, folder))
-    ours = our_logits(source.config, load_parameters(source, source.config), tokens)
+    ours = our_logits(source.config, load_parameters(source.read, source.config), tokens)
     theirs = transformers_logits(model, tokens)
     assert np.abs(theirs).max() > 1
     return np.abs(ours - theirs).max()
@@ -81,7 +81,9 @@ def test_logits_equal_recorded_reference(name, shared_data):
     folder = shared_data / "megatron/ckpt/hf" / name
     source = open_source(folder)
     reference = np.load(folder / "reference_hf.npz")
-    ours = our_logits(source.config, load_parameters(source, source.config), reference["input_ids"])
+    ours = our_logits(
+        source.config, load_parameters(source.read, source.config), reference["input_ids"]
+    )
     assert np.abs(ours - reference["logits"]).max() < 1e-4
 
 
@@ -96,7 +98,7 @@ def smollm2(tmp_path_factory):
     return (
         folder,
         source.config,
-        load_parameters(source, source.config),
+        load_parameters(source.read, source.config),
         np.reshape(tokens, (8, 128)),
     )
 

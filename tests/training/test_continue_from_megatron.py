@@ -124,6 +124,14 @@ def test_a_continued_run_equals_the_uninterrupted_one(
     _assert_same_run(tmp_path, _run(config), uninterrupted)
 
 
+def test_metrics_of_another_run_are_set_aside(megatron, reference_run, tmp_path):
+    earlier = '{"step": 30, "loss": 1.0}\n'
+    (tmp_path / "metrics.jsonl").write_text(earlier)
+    _run(reference_run(tmp_path, f"training.continue_from={megatron}"), stop_after=1)
+    assert (tmp_path / "metrics.1.jsonl").read_text() == earlier
+    assert [record["step"] for record in _records(tmp_path)] == [21]
+
+
 def test_it_resumes_from_its_own_checkpoint(genuine, reference_run, uninterrupted, tmp_path):
     """Not from Megatron's, which is not needed any more."""
     path = write_checkpoint(tmp_path / "megatron", genuine)

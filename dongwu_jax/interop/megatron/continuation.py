@@ -1,10 +1,9 @@
 """Going on with a Megatron run: its weights, position and, where they can be had, Adam moments."""
 
+import functools
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,10 +17,11 @@ from dongwu_jax.interop.megatron.recipe import recipe_differences
 from dongwu_jax.interop.megatron.source import MegatronSource
 from dongwu_jax.interop.megatron.training_state import MegatronRun, updates_done
 from dongwu_jax.interop.sources import open_source
+from dongwu_jax.interop.targets import ReadTensor
 from dongwu_jax.interop.torch_files.reader import read_torch_file
 from dongwu_jax.models.parameters import Parameters
 from dongwu_jax.training.checkpoint_folders import is_checkpoint
-from dongwu_jax.training.state import AdamMoments, StartingPoint
+from dongwu_jax.training.state import AdamMoments, LoadParameters, StartingPoint
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Continuation:
         """
         self.source = _open(path)
         if isinstance(self.source, MegatronSource):
-            common = read_torch_file(self.source._weights.first.path)
+            common = read_torch_file(self.source.weights.first.path)
         else:
             common = self.source.common
         scheduler = common.get("opt_param_scheduler")
@@ -110,16 +110,8 @@ class _CarriedValues:
         return self.source.read(name) if master is None else master
 
 
-@dataclass(frozen=True)
-class _Values:
-    """What `load_parameters` needs of a source."""
-
-    read: Callable[[str], np.ndarray]
-
-
-def _loader(read: Callable[[str], np.ndarray]) -> Callable[[ModelConfig, Parameters], Parameters]:
-    values: Any = _Values(read)
-    return lambda config, shardings: load_parameters(values, config, shardings)
+def _loader(read: ReadTensor) -> LoadParameters:
+    return functools.partial(load_parameters, read)
 
 
 def _open(path: Path) -> MegatronSource | TorchDistSource:

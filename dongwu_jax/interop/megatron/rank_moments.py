@@ -61,7 +61,7 @@ def rank_moments(source: MegatronSource) -> RankMoments | str:
 
 def _all_states(source: MegatronSource) -> _States:
     files: dict[Path, dict[str, StoredArray]] = {}
-    for shards in source._weights.shards.values():  # in the order of the files
+    for shards in source.weights.shards.values():  # in the order of the files
         for shard in shards:
             files.setdefault(shard.file, {})[shard.name] = shard.array
     return {
@@ -81,10 +81,9 @@ def _with_values(
     def chosen(shard: Shard) -> Shard:
         return replace(shard, array=choose(states[shard.file, shard.name]) or shard.array)
 
-    other, weights = copy.copy(source), copy.copy(source._weights)
+    weights = copy.copy(source.weights)
     weights.shards = {
         meaning: [chosen(shard) for shard in shards]
-        for meaning, shards in source._weights.shards.items()
+        for meaning, shards in source.weights.shards.items()
     }
-    other._weights, other._ready = weights, {}
-    return other
+    return source.with_weights(weights)

@@ -12,9 +12,10 @@ import numpy as np
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
+from dongwu_jax.interop.megatron.names import find_name
 from dongwu_jax.interop.megatron.sharded_index import INDEX
 from dongwu_jax.interop.megatron.sharded_tensors import ShardedTensors
-from dongwu_jax.interop.megatron.tensors import PackedTensor, find_name, packed_tensors
+from dongwu_jax.interop.megatron.tensors import PackedTensor, packed_tensors
 from dongwu_jax.interop.targets import DTYPES
 from dongwu_jax.interop.tensors import halves_from_pairs, model_tensors
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.megatron.folders import IterationFolder, Rank, rank_files
+from dongwu_jax.interop.megatron.names import FoundName, find_name
 from dongwu_jax.interop.megatron.stages import Chunk, first_layers
-from dongwu_jax.interop.megatron.tensors import FoundName, Naming, find_name
+from dongwu_jax.interop.megatron.tensors import Naming
 from dongwu_jax.interop.torch_files.reader import StoredArray, read_torch_file
 
 Meaning = tuple[str, int | None]

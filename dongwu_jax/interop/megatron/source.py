@@ -1,5 +1,6 @@
 """Reading a Megatron-LM checkpoint in torch format, of any generation, naming and layout."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ class MegatronSource:
         notes: what was assumed because the checkpoint does not say.
         iteration: steps done; None: `release`, weights without a history.
         consumed_samples: training samples used up; None when not told.
+        weights: where the values of each stored tensor lie.
     """
 
     format = "megatron"
@@ -52,16 +54,16 @@ class MegatronSource:
         folder = find_iteration_folder(path)
         files = read_rank_files(folder)
         check_supported(files[0, 0].args, files[0, 0].path)
-        self._weights = ShardedWeights(folder, files)
+        self.weights = ShardedWeights(folder, files)
         read = self._read_arguments()
         self.config: ModelConfig = read.config
         self.notes = [*read.notes, *self._cut_rows(read.config)]
         self.consumed_samples = read.consumed_samples
-        self.iteration = None if folder.is_release else self._weights.first.iteration
+        self.iteration = None if folder.is_release else self.weights.first.iteration
         self._pairs = read.rotary_interleaved
         self._tied = read.config.tie_word_embeddings
         self._tensors = {tensor.name: tensor for tensor in model_tensors(read.config)}
-        packed = packed_tensors(read.config, self._weights.naming, self._qkv_order())
+        packed = packed_tensors(read.config, self.weights.naming, self._qkv_order())
         self._packed = {part: tensor for tensor in packed for part in tensor.parts}
         self._check_tensors(packed)
         self._ready: dict[str, np.ndarray] = {}  # of the packed tensor that was read last
@@ -69,7 +71,7 @@ class MegatronSource:
     @property
     def description(self) -> str:
         """One line for people."""
-        weights = self._weights
+        weights = self.weights
         virtual = f" V={weights.virtual_pipeline}" if weights.virtual_pipeline > 1 else ""
         state = "release" if self.iteration is None else f"iteration {self.iteration}"
         return (
@@ -80,7 +82,7 @@ class MegatronSource:
     @property
     def layout(self) -> MegatronLayout:
         """Whose names its tensors have, and over how many ranks they lie."""
-        weights = self._weights
+        weights = self.weights
         return MegatronLayout(
             weights.naming,
             weights.tensor_parallel,
@@ -96,11 +98,17 @@ class MegatronSource:
     @property
     def tokenizer(self) -> Path | None:
         """The folder `tokenizer` beside the weights, or above them."""
-        iteration = self._weights.folder.path
+        iteration = self.weights.folder.path
         for folder in (iteration / "tokenizer", iteration.parent / "tokenizer"):
             if (folder / "tokenizer.json").is_file() or any(folder.glob("*.model")):
                 return folder
         return None
+
+    def with_weights(self, weights: ShardedWeights) -> "MegatronSource":
+        """The same model with other values of the same shapes, such as an optimizer's."""
+        other = copy.copy(self)
+        other.weights, other._ready = weights, {}
+        return other
 
     def names(self) -> list[str]:
         """Our names of all tensors."""
@@ -119,14 +127,14 @@ class MegatronSource:
 
     def stored(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name (file first), shape and dtype of every stored tensor."""
-        return self._weights.stored()
+        return self.weights.stored()
 
     def close(self) -> None:
         """Forget what was read; files are only open while they are read."""
         self._ready = {}
 
     def _shards(self, meaning: Meaning) -> list[Shard]:
-        return self._weights.shards[meaning]
+        return self.weights.shards[meaning]
 
     def _read_packed(self, packed: PackedTensor) -> dict[str, np.ndarray]:
         """Ours by name, from all ranks' parts."""
@@ -147,10 +155,10 @@ class MegatronSource:
 
     @property
     def _ranks(self) -> int:
-        return self._weights.tensor_parallel
+        return self.weights.tensor_parallel
 
     def _read_arguments(self) -> ReadArguments:
-        weights, first = self._weights, self._weights.first
+        weights, first = self.weights, self.weights.first
         _check_parallelism(weights)
         shards = weights.shards
         if ("embedding", None) not in shards:
@@ -173,15 +181,15 @@ class MegatronSource:
     def _vocab_rows(self) -> int:
         """Rows that embedding and head have both: some old converters pad only the embedding."""
         rows = self._rows("embedding", self._ranks)
-        padded = getattr(self._weights.first.args, "padded_vocab_size", None)
+        padded = getattr(self.weights.first.args, "padded_vocab_size", None)
         if padded is not None and padded != rows:
             raise UserError(
-                f"{self._weights.first.path}: args.padded_vocab_size={padded!r}, but the ranks' "
+                f"{self.weights.first.path}: args.padded_vocab_size={padded!r}, but the ranks' "
                 f"embeddings have {rows} rows together; a rank is missing, or not of this model"
             )
-        if ("head", None) not in self._weights.shards:
+        if ("head", None) not in self.weights.shards:
             return rows
-        whole = self._weights.naming == "megatron_llama"
+        whole = self.weights.naming == "megatron_llama"
         return min(rows, self._rows("head", 1 if whole else self._ranks))
 
     def _cut_rows(self, config: ModelConfig) -> list[str]:
@@ -201,7 +209,7 @@ class MegatronSource:
 
     def _qkv_order(self) -> QkvOrder:
         """How rows of query, key and value lie, which depends on the age of the code."""
-        weights, version = self._weights, self._weights.first.version
+        weights, version = self.weights, self.weights.first.version
         if weights.naming == "megatron_llama":
             order: QkvOrder = "sections"
         elif weights.naming != "legacy" or version >= 2:
@@ -219,10 +227,10 @@ class MegatronSource:
     def _check_tensors(self, packed: list[PackedTensor]) -> None:
         for tensor in packed:
             meaning = (tensor.row.kind, tensor.layer)
-            if meaning not in self._weights.shards:
+            if meaning not in self.weights.shards:
                 where = "" if tensor.layer is None else f" of layer {tensor.layer}"
                 raise UserError(
-                    f"{self._weights.folder.path}: no file holds {tensor.row.kind}{where} "
+                    f"{self.weights.folder.path}: no file holds {tensor.row.kind}{where} "
                     f"({tensor.stored_name(tensor.layer)})"
                 )
             shape = tensor.shard_shape(self._ranks)
@@ -234,12 +242,12 @@ class MegatronSource:
     def _check_tied(self) -> None:
         """A pipeline's last stage holds a copy of the embedding, which must be one."""
         for kind in ("head", "tied_head"):
-            copies = self._weights.shards.get((kind, None), [])
-            for copy, shard in zip(copies, self._shards(("embedding", None)), strict=False):
-                if not np.array_equal(copy.array.read(), shard.array.read()):
+            copies = self.weights.shards.get((kind, None), [])
+            for repeated, shard in zip(copies, self._shards(("embedding", None)), strict=False):
+                if not np.array_equal(repeated.array.read(), shard.array.read()):
                     raise UserError(
-                        f"{copy.file}: {copy.name} differs from {shard.name} of {shard.file}, "
-                        "although args says that they are tied "
+                        f"{repeated.file}: {repeated.name} differs from {shard.name} of "
+                        f"{shard.file}, although args says that they are tied "
                         "(untie_embeddings_and_output_weights is off)"
                     )
 

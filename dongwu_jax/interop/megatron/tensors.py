@@ -4,8 +4,7 @@ Query, key and value share one matrix, and so do gate and up. A rank of tensor p
 part of the rows or columns. Arrays here have torch's layout, `[out, in]`.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -45,7 +44,7 @@ _EMBEDDING = PackedRow(
     "embedding.word_embeddings.weight",
     "embedding.word_embeddings.weight",
 )
-_BLOCK = (
+BLOCK_ROWS = (
     # kind, ours, axis, legacy name, mcore name (local spec), mcore name (Transformer Engine)
     PackedRow(
         "attention_norm",
@@ -120,10 +119,9 @@ _HEAD = PackedRow(
     "output_layer.weight",
     "output_layer.weight",
 )
-_ROWS = {row.kind: row for row in (_EMBEDDING, *_BLOCK, _FINAL_NORM, _HEAD)}
 
 # Megatron-LLaMA forked before the norms were renamed, and keeps its head elsewhere, undivided.
-_MEGATRON_LLAMA = {
+MEGATRON_LLAMA_NAMES = {
     "attention_norm": "input_layernorm.weight",
     "mlp_norm": "post_attention_layernorm.weight",
     "final_norm": "language_model/encoder/final_layernorm.weight",
@@ -189,7 +187,7 @@ class PackedTensor:
             local_layer: the block's number within its pipeline stage.
         """
         if self.naming == "megatron_llama":
-            name = _MEGATRON_LLAMA.get(self.row.kind, self.row.legacy)
+            name = MEGATRON_LLAMA_NAMES.get(self.row.kind, self.row.legacy)
         else:
             name = getattr(self.row, self.naming)
         if self.layer is None:
@@ -284,62 +282,9 @@ def packed_tensors(
     config: ModelConfig, naming: Naming, qkv_order: QkvOrder = "groups"
 ) -> list[PackedTensor]:
     """Every stored tensor of a model, in Megatron's order, the embedding first, the head last."""
-    block = [row for row in _BLOCK if config.qkv_bias or row.kind != "qkv_bias"]
+    block = [row for row in BLOCK_ROWS if config.qkv_bias or row.kind != "qkv_bias"]
     ends = [_FINAL_NORM] if config.tie_word_embeddings else [_FINAL_NORM, _HEAD]
     placed: list[tuple[PackedRow, int | None]] = [(_EMBEDDING, None)]
     placed += [(row, layer) for layer in range(config.num_layers) for row in block]
     placed += [(row, None) for row in ends]
     return [PackedTensor(row, layer, config, naming, qkv_order) for row, layer in placed]
-
-
-@dataclass(frozen=True)
-class FoundName:
-    """What a name in a checkpoint means."""
-
-    kind: str  # of the table; "tied_head" for the last stage's copy of a tied embedding
-    layer: int | None  # as numbered in its file
-
-
-_BLOCKS = re.compile(r"(?:encoder|transformer|decoder)\.layers\.(\d+)\.(.+)")
-_IGNORED = re.compile(r"(.*\.)?_extra_state(/.*)?|.*rotary\w*\.inv_freq")
-
-
-def _block_names() -> dict[str, str]:
-    names = {getattr(row, naming): row.kind for row in _BLOCK for naming in NAMINGS[:3]}
-    names |= {_MEGATRON_LLAMA[kind]: kind for kind in ("attention_norm", "mlp_norm")}
-    return names
-
-
-_BLOCK_NAMES: Mapping[str, str] = _block_names()
-_OTHER_NAMES = {
-    "embedding.word_embeddings.weight": "embedding",
-    "output_layer.weight": "head",
-    "lm_head.weight": "head",
-    "word_embeddings_for_head.weight": "tied_head",
-} | {
-    f"{blocks}.{name}.weight": "final_norm"
-    for blocks in ("encoder", "transformer", "decoder")
-    for name in ("final_norm", "final_layernorm")
-}
-
-
-def find_name(stored_name: str) -> FoundName | None:
-    """What a stored name means in any naming, old spellings included.
-
-    Args:
-        stored_name: keys joined by `/` or `.`.
-
-    Returns:
-        None for what carries no weights (`_extra_state`, rotary tables).
-
-    Raises:
-        KeyError: the name has no place in a Llama.
-    """
-    if _IGNORED.fullmatch(stored_name):
-        return None
-    name = stored_name.replace("/", ".").removeprefix("language_model.")
-    in_block = _BLOCKS.fullmatch(name)
-    if in_block is None:
-        return FoundName(_OTHER_NAMES[name], None)
-    rest = re.sub(r"^attention\.", "self_attention.", in_block[2])
-    return FoundName(_BLOCK_NAMES[rest], int(in_block[1]))

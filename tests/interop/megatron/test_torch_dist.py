@@ -84,7 +84,7 @@ def test_artifact_gives_megatrons_logits(shared_data):
     reference = np.load(shared_data / "megatron/ckpt/hf/gqa_untied/reference_hf.npz")
     theirs = np.load(shared_data / "megatron/ckpt/mcore/torch_gqa_untied_tp2pp1.logits.npz")
     source = TorchDistSource(shared_data / ARTIFACT)
-    parameters = load_parameters(source, source.config)
+    parameters = load_parameters(source.read, source.config)
     ours = our_logits(source.config, parameters, reference["input_ids"])
     megatron = theirs["logits"].reshape(ours.shape)
     real = reference["logits"].shape[-1]
