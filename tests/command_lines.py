@@ -15,7 +15,12 @@ TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 def load_tool(name: str) -> ModuleType:
     """The module tools/NAME.py, which is not part of the package."""
-    spec = importlib.util.spec_from_file_location(f"tools_{name}", TOOLS / f"{name}.py")
+    return load_script(TOOLS / f"{name}.py")
+
+
+def load_script(path: Path) -> ModuleType:
+    """The module of a script that is not part of the package."""
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

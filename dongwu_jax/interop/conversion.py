@@ -116,8 +116,6 @@ def _vocab_rows(source: ModelSource, options: TargetOptions) -> int:
     config, ranks = source.config, 1
     if options.format == "megatron":
         ranks = options.tensor_parallel
-    if options.naming == "megatron_llama":  # has no padding
-        return config.vocab_size
     padding_known = config.vocab_size < config.vocab_rows or source.format not in MEGATRON_FORMATS
     if not padding_known and config.vocab_rows % ranks == 0:
         return config.vocab_rows

@@ -51,7 +51,7 @@ def test_parameters_are_sharded_as_asked(source):
 
 def test_other_shapes_are_never_cut_to_fit(source):
     config = source.config.model_copy(update={"intermediate_size": 40})
-    with pytest.raises(UserError, match=r"mlp\.down_proj"):
+    with pytest.raises(UserError, match=r"mlp\.gate_proj"):
         load_parameters(source.read, config)
 
 

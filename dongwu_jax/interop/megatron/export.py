@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from dongwu_jax.interop.megatron.stages import (
     check_layout,
     padded_vocab_size,
 )
-from dongwu_jax.interop.megatron.tensors import PackedTensor, QkvOrder, packed_tensors
+from dongwu_jax.interop.megatron.tensors import PackedTensor, packed_tensors
 from dongwu_jax.interop.targets import DTYPES, PlannedFile, Progress, ReadTensor, cast
 from dongwu_jax.interop.tensors import model_tensors
 from dongwu_jax.interop.torch_files.writer import PendingTensor, TorchFileWriter
@@ -183,9 +183,16 @@ class MegatronTarget:
         return "word_embeddings_for_head/weight" if legacy else "output_layer.weight"
 
     def _packed(self) -> list[PackedTensor]:
-        own_order = self.layout.naming == "megatron_llama"
-        order: QkvOrder = "sections" if own_order else "groups"
-        return packed_tensors(self._padded_config(), self.layout.naming, order)
+        if self.layout.naming != "megatron_llama":
+            return packed_tensors(self._padded_config(), self.layout.naming)
+        *others, head = packed_tensors(self._padded_config(), "megatron_llama", "sections")
+        return [
+            *others,
+            replace(head, config=self._without_padding()),
+        ]  # neither divided nor padded
+
+    def _without_padding(self) -> ModelConfig:
+        return self.config.model_copy(update={"padded_vocab_size": None})
 
     def _padded_config(self) -> ModelConfig:
         return self.config.model_copy(update={"padded_vocab_size": self.padded_vocab_size})

@@ -31,7 +31,7 @@ def _check_round_trip(folder, config, layout):
     again = read_all(source)
     assert again.keys() == weights.keys()
     for name, values in weights.items():
-        if name in ("embed_tokens", "lm_head"):
+        if 56 in again[name].shape:  # Megatron-LLaMA pads no head, so that padding can be cut
             vocab = again[name].shape.index(56)
             padding = np.take(again[name], range(50, 56), vocab)
             assert (padding == np.take(values, [49], vocab)).all()
