@@ -25,6 +25,16 @@ from dongwu_jax.interop.sizes import parse_bytes
 from dongwu_jax.interop.sources import CORRECTABLE
 from dongwu_jax.interop.targets import DTYPE_NAMES
 
+_ONLY_FOR = {
+    "--target-naming": ("megatron",),
+    "--target-tensor-parallel-size": ("megatron", "meta"),
+    "--target-pipeline-parallel-size": ("megatron",),
+    "--target-virtual-pipeline-parallel-size": ("megatron",),
+    "--make-vocab-size-divisible-by": ("megatron", "torch_dist"),
+    "--max-shard-size": ("hf",),
+    "--hf-weights": ("hf",),
+}
+
 
 def main(command_line: list[str] | None = None) -> int:
     """Parse the command line and convert or verify."""
@@ -38,6 +48,12 @@ def main(command_line: list[str] | None = None) -> int:
         return 0
     if arguments.target is None or arguments.to_format is None:
         parser.error("--to and --to-format say what to write")
+    for flag, formats in _ONLY_FOR.items():
+        name = flag.removeprefix("--").replace("-", "_")
+        if arguments.to_format not in formats and getattr(arguments, name) != parser.get_default(
+            name
+        ):
+            print(f"{flag} has no effect on {arguments.to_format}")
     run_conversion(_conversion(arguments))
     return 0
 

@@ -23,9 +23,9 @@ from dongwu_jax.config.durations import Duration
 
 
 class Section(BaseModel):
-    """A group of settings; immutable once read."""
+    """A group of settings; immutable once read. Numbers are finite: JSON has no others."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RopeScaling(Section):
@@ -55,7 +55,7 @@ class ModelConfig(Section):
     )
     hidden_size: PositiveInt = Field(4096, description="width of the residual stream")
     intermediate_size: PositiveInt = Field(11008, description="width of the SwiGLU feed-forward")
-    num_layers: PositiveInt = Field(32, description="number of decoder blocks")
+    num_layers: PositiveInt = Field(32, le=10_000, description="number of decoder blocks")
     num_heads: PositiveInt = Field(32, description="number of query heads")
     num_kv_heads: PositiveInt | None = Field(
         None, description="number of key/value heads (GQA); null: num_heads (MHA)"

@@ -16,6 +16,7 @@ _COMPANIONS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "generation_config.json",  # the tokens that end a text
 )
 
 

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from dongwu_jax.errors import UserError
 
 _LOCK = "lock"
+_REPLACED = "replaced"
 
 
 @contextmanager
@@ -26,8 +27,7 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
         UserError: `target` exists and is not an empty folder, or cannot be written.
     """
     target = target.absolute()
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not overwrite):
-        raise UserError(f"{target}: exists already; choose another name, or pass --overwrite")
+    check_free(target, overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target)
@@ -39,7 +39,7 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
         work = temporary / target.name
         work.mkdir()
         yield work
-        _replace(target, work, temporary / "replaced")
+        _replace(target, work, temporary / _REPLACED)
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error}") from None
     finally:
@@ -48,12 +48,24 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
             lock.close()
 
 
+def check_free(target: Path, overwrite: bool) -> None:
+    """Whether a folder may appear under this name.
+
+    Raises:
+        UserError: something is there already.
+    """
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not overwrite):
+        raise UserError(f"{target}: exists already; choose another name, or pass --overwrite")
+
+
 def _remove_abandoned(target: Path) -> None:
     """Remove temporary folders of this target whose process is gone: nobody holds their lock."""
     for folder in target.parent.glob(f".{target.name}.*"):
         if (folder / _LOCK).is_file():
             lock = _lock(folder)
             if lock is not None:
+                if (folder / _REPLACED).is_dir() and not target.exists():
+                    (folder / _REPLACED).rename(target)  # killed between two renames
                 shutil.rmtree(folder, ignore_errors=True)
                 lock.close()
 
@@ -74,7 +86,7 @@ def _replace(target: Path, work: Path, replaced: Path) -> None:
         target.rename(replaced)
     try:
         work.rename(target)
-    except OSError:
+    except BaseException:  # Ctrl-C, too
         if replaced.exists():
             replaced.rename(target)
         raise

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from dongwu_jax.data.tokenizers import load_fitting_tokenizer
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.atomic_folder import new_folder
+from dongwu_jax.interop.atomic_folder import check_free, new_folder
 from dongwu_jax.interop.hf_export import DEFAULT_SHARD_BYTES, HuggingFaceTarget
 from dongwu_jax.interop.megatron.distributed_export import TorchDistTarget
 from dongwu_jax.interop.megatron.export import MegatronTarget
@@ -16,13 +16,12 @@ from dongwu_jax.interop.megatron.source import MegatronSource
 from dongwu_jax.interop.megatron.stages import MegatronLayout, padded_vocab_size
 from dongwu_jax.interop.megatron.tensors import Naming
 from dongwu_jax.interop.meta_export import MetaTarget
-from dongwu_jax.interop.model_source import ModelSource
-from dongwu_jax.interop.sources import holds_a_model
+from dongwu_jax.interop.model_source import MEGATRON_FORMATS, ModelSource
+from dongwu_jax.interop.sources import holds_one_model
 from dongwu_jax.interop.targets import DTYPES, ModelTarget
 
 TargetFormat = Literal["hf", "meta", "megatron", "torch_dist", "dongwu"]
 TARGET_FORMATS: tuple[TargetFormat, ...] = get_args(TargetFormat)
-MEGATRON_FORMATS = ("megatron", "torch_dist")
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,7 @@ def make_target(source: ModelSource, options: TargetOptions) -> ModelTarget:
     """
     config, dtype = source.config, options.dtype or source.dtype
     if dtype not in DTYPES:
-        raise UserError(
-            f"the weights are stored as {dtype}; choose --target-params-dtype {' or '.join(DTYPES)}"
-        )
+        raise UserError(f"the weights are stored as {dtype}; choose {' or '.join(DTYPES)} to write")
     tokenizer = options.tokenizer or source.tokenizer
     if tokenizer is not None:
         load_fitting_tokenizer(tokenizer, config.vocab_size)
@@ -96,16 +93,30 @@ def convert(
     Raises:
         UserError: `folder` exists or has too little room, or the model cannot be written so.
     """
-    if overwrite and folder.is_dir() and any(folder.iterdir()) and not holds_a_model(folder):
-        raise UserError(f"{folder}: holds something else than a model; it is not overwritten")
-    needed = sum(file.num_bytes(target.dtype) for file in target.files())
+    check_folder(folder, target, overwrite)
     with new_folder(folder, overwrite) as temporary:
-        free = shutil.disk_usage(temporary).free
-        if free < needed:
-            raise UserError(
-                f"{folder}: needs {needed / 1e9:.2f} GB, but the disk has {free / 1e9:.2f} GB free"
-            )
         target.write(temporary, source.read, progress)
+
+
+def check_folder(folder: Path, target: ModelTarget, overwrite: bool) -> None:
+    """Whether the target may and can be written there, before anything is.
+
+    Raises:
+        UserError: something else is there, or there is too little room.
+    """
+    if overwrite and folder.is_dir() and any(folder.iterdir()) and not holds_one_model(folder):
+        raise UserError(
+            f"{folder}: holds something else than one model; it is not overwritten: move it away, "
+            "or choose another name"
+        )
+    check_free(folder, overwrite)
+    place = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    needed = sum(file.num_bytes(target.dtype) for file in target.files())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: needs {needed / 1e9:.2f} GB, but the disk has {free / 1e9:.2f} GB free"
+        )
 
 
 def _vocab_rows(source: ModelSource, options: TargetOptions) -> int:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from dongwu_jax.data.progress import ByteProgress
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.conversion import MEGATRON_FORMATS, TargetOptions, convert, make_target
+from dongwu_jax.interop.conversion import TargetOptions, check_folder, convert, make_target
+from dongwu_jax.interop.megatron.distributed_export import TorchDistTarget
+from dongwu_jax.interop.megatron.export import MegatronTarget
+from dongwu_jax.interop.megatron.export_arguments import OLD_ROTARY_BASE, start_flags
 from dongwu_jax.interop.memory import keep_freed_memory
-from dongwu_jax.interop.model_source import ModelSource
+from dongwu_jax.interop.model_source import MEGATRON_FORMATS, ModelSource
 from dongwu_jax.interop.sources import correct_config, open_source
 from dongwu_jax.interop.structure import print_structure
 from dongwu_jax.interop.targets import ModelTarget
@@ -51,6 +54,7 @@ def run_conversion(conversion: Conversion) -> None:
                 for name, shape in file.tensors
             )
         if conversion.dry_run:
+            check_folder(conversion.target, target, conversion.overwrite)
             _describe_plan(conversion.target, target)
         else:
             _convert(source, target, conversion)
@@ -99,6 +103,19 @@ def _convert(source: ModelSource, target: ModelTarget, conversion: Conversion) -
         f"{sum(written) / 1e9:.2f} GB, {'with' if tokenizer else 'without'} tokenizer"
     )
     _report_training_state(source, conversion.options)
+    if isinstance(target, MegatronTarget | TorchDistTarget):
+        _report_megatron_flags(target)
+
+
+def _report_megatron_flags(target: MegatronTarget | TorchDistTarget) -> None:
+    """Name the settings that Megatron silently takes from its command line."""
+    print(f"start Megatron with: {' '.join(start_flags(target.config))}")
+    legacy = isinstance(target, MegatronTarget) and target.layout.naming == "legacy"
+    if legacy and target.config.rope_theta != OLD_ROTARY_BASE:
+        print(
+            "note: a Megatron of 2023 has no --rotary-base and computes with "
+            f"{OLD_ROTARY_BASE:g}, which is another model"
+        )
 
 
 def _report_training_state(source: ModelSource, options: TargetOptions) -> None:

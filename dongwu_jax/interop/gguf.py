@@ -112,6 +112,18 @@ class GgufSource:
             raise UserError(f"{self.path}: the field {name} is missing")
         return default
 
+    def _number(self, name: str, default: Any = _REQUIRED) -> float:
+        value = self._field(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise UserError(f"{self.path}: {name}={value!r} must be a number")
+        return _shortest(value)
+
+    def _whole(self, name: str, default: Any = _REQUIRED) -> int:
+        value = self._field(name, default)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"{self.path}: {name}={value!r} must be a whole number")
+        return value
+
     def _read_config(self) -> ModelConfig:
         architecture = self._field("general.architecture")
         if architecture != "llama":
@@ -133,6 +145,7 @@ class GgufSource:
                 f"{self.path}: llama.rope.dimension_count differs from the head's width {head_dim};"
                 " only whole heads are rotated"
             )
+        scaling = self._rope_scaling()
         try:
             return ModelConfig(
                 vocab_size=int(embedding.shape[-1]),
@@ -142,10 +155,10 @@ class GgufSource:
                 num_heads=heads,
                 num_kv_heads=self._field("llama.attention.head_count_kv", heads),
                 head_dim=head_dim,
-                max_position_embeddings=self._field("llama.context_length"),
-                rms_norm_eps=_shortest(self._field("llama.attention.layer_norm_rms_epsilon")),
-                rope_theta=_shortest(self._field("llama.rope.freq_base", 10000.0)),
-                rope_scaling=self._rope_scaling(),
+                max_position_embeddings=self._length(scaling),
+                rms_norm_eps=self._number("llama.attention.layer_norm_rms_epsilon"),
+                rope_theta=self._number("llama.rope.freq_base", 10000.0),
+                rope_scaling=scaling,
                 tie_word_embeddings="output.weight" not in self._stored,
                 qkv_bias="blk.0.attn_q.bias" in self._stored,
             )
@@ -156,7 +169,8 @@ class GgufSource:
             raise UserError(f"{self.path}: {where}: {message}") from None
 
     def _rope_scaling(self) -> RopeScaling | None:
-        kind = self._field("llama.rope.scaling.type", "none")
+        """As llama.cpp: linear when the type is not told, and no scaling when the factor is not."""
+        kind = self._field("llama.rope.scaling.type", "linear")
         if "rope_freqs.weight" in self._stored:
             kind = "llama3"
         if kind == "none":
@@ -165,7 +179,25 @@ class GgufSource:
             raise UserError(
                 f"{self.path}: llama.rope.scaling.type={kind!r}; only linear can be read"
             )
-        return RopeScaling(type="linear", factor=self._field("llama.rope.scaling.factor"))
+        new, old = "llama.rope.scaling.factor", "llama.rope.scale_linear"
+        name = new if new in self._fields else old
+        factor = self._number(name, 1.0)
+        if factor in (0.0, 1.0):
+            return None
+        try:
+            return RopeScaling(type="linear", factor=factor)
+        except ValidationError:
+            raise UserError(
+                f"{self.path}: {name}={factor:g} must be a finite number of at least 1"
+            ) from None
+
+    def _length(self, scaling: RopeScaling | None) -> int:
+        """`context_length`, which is that before scaling unless another one is told beside it."""
+        length = self._whole("llama.context_length")
+        if scaling is None:
+            return length
+        original = self._whole("llama.rope.scaling.original_context_length", length)
+        return round(length * scaling.factor) if original == length else length
 
     def _check_tensors(self) -> None:
         wanted = {tensor.gguf: tensor.torch_shape for tensor in self._tensors.values()}

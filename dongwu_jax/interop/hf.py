@@ -9,7 +9,8 @@ import numpy as np
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.hf_config import read_hugging_face_config, read_json
 from dongwu_jax.interop.safetensors_files import read_safetensors
-from dongwu_jax.interop.tensors import mixed_dtype_notes, model_tensors
+from dongwu_jax.interop.same_values import same_values
+from dongwu_jax.interop.tensors import common_dtype, mixed_dtype_notes, model_tensors
 from dongwu_jax.interop.torch_files.reader import StoredArray, read_torch_file
 
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -49,13 +50,8 @@ class HuggingFaceSource:
         kind = "safetensors" if files[0].suffix == ".safetensors" else "torch"
         count = f"{len(files)} {kind} {'file' if len(files) == 1 else 'files'}"
         self.description = f"Hugging Face folder, {count}"
-        kinds = {name: self._stored[t.hugging_face].dtype for name, t in self._tensors.items()}
-        self.notes = mixed_dtype_notes(kinds)
-
-    @property
-    def dtype(self) -> str:
-        """Format of the stored weights: that of the embedding."""
-        return self._stored[self._tensors["embed_tokens"].hugging_face].dtype.name
+        dtypes = [self._stored[tensor.hugging_face].dtype for tensor in self._tensors.values()]
+        self.dtype, self.notes = common_dtype(dtypes), mixed_dtype_notes(dtypes)
 
     @property
     def tokenizer(self) -> Path | None:
@@ -111,7 +107,7 @@ class HuggingFaceSource:
             return
         if name == "lm_head.weight" and self.config.tie_word_embeddings:
             embedding = self._stored["model.embed_tokens.weight"].read()
-            if not np.array_equal(self._stored[name].read(), embedding):
+            if not same_values(self._stored[name].read(), embedding):
                 raise UserError(
                     f"{self.path}: config.json says tie_word_embeddings, but lm_head.weight "
                     "differs from model.embed_tokens.weight; set tie_word_embeddings to false"

@@ -29,6 +29,10 @@ def read_json(path: Path) -> Json:
         raise UserError(f"{path}: is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: is not JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deeply; copy the file again") from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise UserError(f"{path}: holds a number that is too long: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold a JSON object, not a {type(content).__name__}")
     return content
@@ -53,7 +57,7 @@ def parse_hugging_face_config(fields: Json, path: Path) -> ModelConfig:
     theta, scaling = _read_rope(fields, path)
     length = _required(fields, "max_position_embeddings", path)
     if scaling is not None:  # written by convention before scaling; the extended length beside it
-        length = fields.get("max_sequence_length") or round(length * scaling.factor)
+        length = fields.get("max_sequence_length") or _scaled(length, scaling.factor, path)
     settings = {
         "vocab_size": _required(fields, "vocab_size", path),
         "hidden_size": _required(fields, "hidden_size", path),
@@ -80,9 +84,7 @@ def parse_hugging_face_config(fields: Json, path: Path) -> ModelConfig:
         ) from None
 
 
-def hugging_face_config(
-    config: ModelConfig, dtype: str, bos_id: int | None, eos_id: int | None
-) -> Json:
+def hugging_face_config(config: ModelConfig, dtype: str, token_ids: Json) -> Json:
     """The `config.json` of an exported model.
 
     The rope settings stand both at the top level (transformers 4, vLLM) and in `rope_parameters`
@@ -92,6 +94,7 @@ def hugging_face_config(
 
     Args:
         dtype: format in which the weights are stored, by name.
+        token_ids: `bos_token_id`, `eos_token_id` and the like.
     """
     rope: Json = {"rope_type": "default"}
     length = config.max_position_embeddings
@@ -122,8 +125,7 @@ def hugging_face_config(
         "attention_bias": config.qkv_bias,
         "mlp_bias": False,
         "initializer_range": config.initializer_range,
-        "bos_token_id": bos_id,
-        "eos_token_id": eos_id,
+        **token_ids,
         "use_cache": True,
     }
 
@@ -169,18 +171,34 @@ def _read_rope(fields: Json, path: Path) -> tuple[float, RopeScaling | None]:
     rotated = _first_given("partial_rotary_factor", scaling, parameters, fields, default=1.0)
     if rotated != 1.0:
         raise UserError(f"{path}: partial_rotary_factor={rotated}; only whole heads are rotated")
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
+    factor = scaling.get("factor")
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind is None and factor is not None:
+        raise UserError(
+            f"{path}: rope_scaling.factor={factor!r} has no rope_type beside it; "
+            "add one, such as 'linear'"
+        )
+    if kind in (None, "default"):
         return theta, None
     if kind != "linear":
         raise UserError(
             f"{path}: rope_scaling.rope_type={kind!r}; only 'default' and 'linear' are supported"
         )
     try:
-        return theta, RopeScaling(type="linear", factor=scaling.get("factor"))
+        return theta, RopeScaling(type="linear", factor=factor)
     except ValidationError:
         raise UserError(
-            f"{path}: rope_scaling.factor={scaling.get('factor')!r} must be a number of at least 1"
+            f"{path}: rope_scaling.factor={factor!r} must be a finite number of at least 1"
+        ) from None
+
+
+def _scaled(length: int, factor: float, path: Path) -> int:
+    try:
+        return round(length * factor)
+    except OverflowError:
+        raise UserError(
+            f"{path}: max_position_embeddings times rope_scaling.factor={factor:g} is not a length "
+            "that a model can have"
         ) from None
 
 

@@ -12,7 +12,12 @@ import numpy as np
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.data.tokenizers import load_fitting_tokenizer
 from dongwu_jax.interop.hf import HuggingFaceSource
-from dongwu_jax.interop.hf_config import Json, hugging_face_config, parse_hugging_face_config
+from dongwu_jax.interop.hf_config import (
+    Json,
+    hugging_face_config,
+    parse_hugging_face_config,
+    read_json,
+)
 from dongwu_jax.interop.hf_tokenizer import write_hugging_face_tokenizer
 from dongwu_jax.interop.safetensors_files import SafetensorsWriter
 from dongwu_jax.interop.targets import DTYPES, PlannedFile, Progress, ReadTensor, cast
@@ -21,6 +26,7 @@ from dongwu_jax.interop.torch_files.writer import PendingTensor, TorchFileWriter
 from dongwu_jax.models.rope_frequencies import inverse_frequencies
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 WeightFiles = Literal["safetensors", "bin"]
 _NAMES = {"safetensors": ("model", "safetensors"), "bin": ("pytorch_model", "bin")}
@@ -67,14 +73,13 @@ class HuggingFaceTarget:
                 does not fit the dtype.
         """
         tokenizer, config = self.tokenizer, self.config
-        known = load_fitting_tokenizer(tokenizer, config.vocab_size) if tokenizer else None
-        bos_id, eos_id = (known.bos_id, known.eos_id) if known else (None, None)
-        exported = hugging_face_config(config, self.dtype, bos_id, eos_id)
+        generation = _generation_settings(tokenizer, config)
+        ids = {name: generation.get(name) for name in _TOKEN_IDS}
+        exported = hugging_face_config(config, self.dtype, ids)
         _write_json(folder / "config.json", exported)
-        ids = {"bos_token_id": bos_id, "eos_token_id": eos_id}
-        _write_json(folder / "generation_config.json", {"_from_model_config": True} | ids)
         if tokenizer is not None:
             write_hugging_face_tokenizer(tokenizer, folder, config.max_position_embeddings)
+        _write_json(folder / "generation_config.json", generation)
         shards = self._shards()
         for file, shard in shards:
             self._write_shard(folder / file, shard, read, progress)
@@ -180,6 +185,23 @@ def _as_exported(config: ModelConfig) -> ModelConfig:
             "padded_vocab_in_softmax": False,
         }
     )
+
+
+def _generation_settings(tokenizer: Path | None, config: ModelConfig) -> Json:
+    """What `generation_config.json` is to hold: the tokenizer's own, which travels with it.
+
+    A model may end a text with several tokens, of which its tokenizer knows one.
+    """
+    if tokenizer is None:
+        return {"_from_model_config": True} | dict.fromkeys(_TOKEN_IDS)
+    known = load_fitting_tokenizer(tokenizer, config.vocab_size)
+    ids = {"bos_token_id": known.bos_id, "eos_token_id": known.eos_id, "pad_token_id": None}
+    if (tokenizer / "generation_config.json").is_file():
+        return ids | read_json(tokenizer / "generation_config.json")
+    if (tokenizer / "config.json").is_file():  # of a whole model
+        model = read_json(tokenizer / "config.json")
+        ids |= {name: model[name] for name in _TOKEN_IDS if model.get(name) is not None}
+    return {"_from_model_config": True} | ids
 
 
 def _write_json(path: Path, content: Json) -> None:

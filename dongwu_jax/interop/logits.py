@@ -47,7 +47,7 @@ def transformers_logits(source: ModelSource, tokens: np.ndarray) -> np.ndarray:
 
     config = source.config.model_copy(update={"padded_vocab_size": None})
     with torch.device("meta"):
-        settings = hugging_face_config(config, "float32", None, None)
+        settings = hugging_face_config(config, "float32", {})
         model = LlamaForCausalLM(LlamaConfig(**settings))
     weights = {}
     for tensor in model_tensors(config):

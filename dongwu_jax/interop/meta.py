@@ -14,7 +14,13 @@ from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.hf_config import Json
 from dongwu_jax.interop.meta_params import context_length, model_config, read_params
-from dongwu_jax.interop.tensors import Tensor, halves_from_pairs, mixed_dtype_notes, model_tensors
+from dongwu_jax.interop.tensors import (
+    Tensor,
+    common_dtype,
+    halves_from_pairs,
+    mixed_dtype_notes,
+    model_tensors,
+)
 from dongwu_jax.interop.torch_files.reader import StoredArray, read_torch_file
 
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -52,13 +58,9 @@ class MetaSource:
         self._drop_tied_head()
         self.tokenizer = self._find_tokenizer()
         self.description = f"Meta's files, model parallel {len(self._ranks)}"
-        kinds = {name: self._ranks[0][t.meta].dtype for name, t in self._tensors.items()}
-        self.notes += mixed_dtype_notes(kinds)
-
-    @property
-    def dtype(self) -> str:
-        """Format of the stored weights: that of the embedding."""
-        return self._ranks[0][_EMBEDDING].dtype.name
+        dtypes = [self._ranks[0][tensor.meta].dtype for tensor in self._tensors.values()]
+        self.dtype = common_dtype(dtypes)
+        self.notes += mixed_dtype_notes(dtypes)
 
     def names(self) -> list[str]:
         """Our names of all tensors."""

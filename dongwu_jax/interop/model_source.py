@@ -7,6 +7,8 @@ import numpy as np
 
 from dongwu_jax.config import ModelConfig
 
+MEGATRON_FORMATS = ("megatron", "torch_dist")
+
 StoredName = tuple[str, tuple[int, ...], str]
 """A tensor as a file stores it: its name (nested keys joined by /), shape and dtype."""
 

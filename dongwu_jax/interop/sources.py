@@ -1,5 +1,6 @@
 """Opening a model, whatever holds it."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def open_source(path: Path | str) -> ModelSource:
         raise UserError(f"{path}: no such file or folder")
     if path.is_file() and path.suffix == ".gguf":
         return GgufSource(path)
-    if is_hugging_face_folder(path):
+    if is_hugging_face_folder(path) and not is_megatron_checkpoint(path):
         return HuggingFaceSource(path)
     if is_meta_folder(path):
         return MetaSource(path)
@@ -47,8 +48,24 @@ def open_source(path: Path | str) -> ModelSource:
     )
 
 
-def holds_a_model(path: Path) -> bool:
-    """Whether a folder is recognisably a model with weights, so that it may be overwritten."""
+_FILES_OF_MODELS = re.compile(
+    r"(config|generation_config|params|tokenizer\w*|special_tokens_map|added_tokens|vocab"
+    r"|[\w.-]+\.index)\.json|merges\.txt|[\w.-]+\.(safetensors|bin|pth|model|jinja)"
+    r"|latest_checkpointed_iteration\.txt|README\.md|LICENSE\S*|\.gitattributes|tokenizer"
+)
+_SAVED_STATES = re.compile(r"iter_\d+|release|\d+")
+
+
+def holds_one_model(path: Path) -> bool:
+    """Whether a folder holds a model with weights and nothing else, so that it may be overwritten.
+
+    The many iterations of a run are more than a model.
+    """
+    names = [entry.name for entry in path.iterdir()]
+    states = [name for name in names if _SAVED_STATES.fullmatch(name)]
+    others = [name for name in names if name not in states]
+    if len(states) > 1 or not all(map(_FILES_OF_MODELS.fullmatch, others)):
+        return False
     weights = ("*.safetensors", "pytorch_model*.bin")
     if is_hugging_face_folder(path) and any(next(path.glob(name), None) for name in weights):
         return True
@@ -78,7 +95,8 @@ def correct_config(
     if true_vocab_size is not None:
         if true_vocab_size > config.vocab_rows:
             raise UserError(
-                f"--true-vocab-size {true_vocab_size}: the model has {config.vocab_rows} rows"
+                f"true vocabulary size {true_vocab_size}: the model has only "
+                f"{config.vocab_rows} rows"
             )
         changes |= {"vocab_size": true_vocab_size, "padded_vocab_size": config.vocab_rows}
     try:

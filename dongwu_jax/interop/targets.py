@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -68,16 +68,34 @@ def cast(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
     """The values in a dtype of `DTYPES`; nothing finite may become infinite.
 
     Raises:
-        UserError: a value is too large for float16.
+        UserError: a value is too large for the dtype.
     """
     target = DTYPES[dtype]
     if values.dtype == target:
         return values
     with np.errstate(over="ignore"):
         converted = values.astype(target)
-    if dtype == "float16" and not np.isfinite(converted).all() and np.isfinite(values).all():
-        largest = float(np.abs(values).max())
-        raise UserError(
-            f"{name}: {largest:g} is too large for float16 (at most 65504); choose bfloat16"
-        )
+        if ml_dtypes.finfo(values.dtype).max <= _largest(dtype):
+            return converted
+        # Much faster than a look at every value, which only a NaN or an infinity makes necessary;
+        # numpy is slow in finding the extremes of 16-bit numbers.
+        wide = values.astype(np.result_type(values.dtype, np.float32), copy=False)
+        extremes = np.array([wide.min(initial=0), wide.max(initial=0)]).astype(target)
+    if np.isfinite(extremes).all():
+        return converted
+    lost = values[np.isinf(converted) & np.isfinite(values)]
+    if lost.size:
+        _refuse_too_large(float(np.abs(lost).max()), dtype, name)
     return converted
+
+
+def _refuse_too_large(value: float, dtype: str, name: str) -> NoReturn:
+    wide_enough = [other for other in ("bfloat16", "float32") if value <= _largest(other)]
+    fix = f"choose {wide_enough[0]}" if wide_enough else "no dtype that can be written holds it"
+    raise UserError(
+        f"{name}: {value:.6g} is too large for {dtype} (at most {_largest(dtype):.6g}); {fix}"
+    )
+
+
+def _largest(dtype: str) -> float:
+    return float(ml_dtypes.finfo(DTYPES[dtype]).max)

@@ -5,7 +5,7 @@ the parts of each side flattened. Rotary positions rotate halves, as in Hugging 
 within a head keep their order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -236,17 +236,20 @@ def model_tensors(config: ModelConfig) -> list[Tensor]:
     ]
 
 
-def mixed_dtype_notes(dtypes: Mapping[str, np.dtype]) -> list[str]:
-    """What to tell when not all tensors have the dtype of the embedding, which stands for all.
+def common_dtype(dtypes: Iterable[np.dtype]) -> str:
+    """The format that keeps every value of tensors stored in these."""
+    names = {dtype.name for dtype in dtypes}
+    if len(names) == 1:
+        return names.pop()
+    return "float64" if "float64" in names else "float32"
 
-    Args:
-        dtypes: by our name.
-    """
-    common = dtypes["embed_tokens"]
-    others = [name for name, dtype in dtypes.items() if dtype != common]
-    if not others:
+
+def mixed_dtype_notes(dtypes: Iterable[np.dtype]) -> list[str]:
+    """What to tell when tensors are stored in several formats."""
+    names = sorted({dtype.name for dtype in dtypes})
+    if len(names) < 2:
         return []
     return [
-        f"not every tensor is stored as the embedding is ({common.name}): "
-        f"{others[0]} as {dtypes[others[0]].name}; what is written has one dtype for all"
+        f"tensors are stored as {' and '.join(names)}; written as one format, "
+        "--target-params-dtype or the one that keeps every value"
     ]

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.model_source import ModelSource
-from dongwu_jax.interop.targets import DTYPES
+from dongwu_jax.interop.model_source import MEGATRON_FORMATS, ModelSource
 from dongwu_jax.interop.tensors import model_tensors
 
 _SHAPE_SETTINGS = (
@@ -58,6 +58,19 @@ def differing_settings(first: ModelConfig, second: ModelConfig) -> list[str]:
     ]
 
 
+def differing_vocabulary(first: ModelSource, second: ModelSource) -> list[str]:
+    """Their sizes when the larger one's surplus cannot be padding that its format does not tell."""
+    larger, smaller = first, second
+    if first.config.vocab_size < second.config.vocab_size:
+        larger, smaller = second, first
+    told = larger.config.vocab_size < larger.config.vocab_rows
+    if larger.config.vocab_size == smaller.config.vocab_size:
+        return []
+    if larger.format in MEGATRON_FORMATS and not told:
+        return []
+    return [f"vocab_size: {first.config.vocab_size}, {second.config.vocab_size}"]
+
+
 def compare_weights(first: ModelSource, second: ModelSource) -> Iterator[TensorComparison]:
     """Every tensor of both, one at a time in memory; see `differing_settings` for shapes."""
     vocabulary = shared_vocabulary(first.config, second.config)
@@ -73,7 +86,7 @@ def compare_weights(first: ModelSource, second: ModelSource) -> Iterator[TensorC
 
 def _equal(first: np.ndarray, second: np.ndarray) -> bool:
     if first.dtype != second.dtype:
-        coarser = min(first.dtype, second.dtype, key=lambda dtype: dtype.itemsize)
+        coarser = min(first.dtype, second.dtype, key=lambda dtype: ml_dtypes.finfo(dtype).nmant)
         with np.errstate(over="ignore"):
             first, second = first.astype(coarser), second.astype(coarser)
     bits = f"u{first.dtype.itemsize}"
@@ -83,7 +96,8 @@ def _equal(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def _largest_difference(first: np.ndarray, second: np.ndarray) -> float:
-    """NaN where either has one that the other lacks."""
-    wide = DTYPES["float32"]
-    difference = np.abs(first.astype(wide) - second.astype(wide))
+    """NaN where either has one, or both the same infinity, beside other differences."""
+    wide = np.float64 if np.float64 in (first.dtype, second.dtype) else np.float32
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(first.astype(wide) - second.astype(wide))
     return float(difference.max(initial=0.0))

@@ -22,6 +22,7 @@ from dongwu_jax.interop.verify import (
     TensorComparison,
     compare_weights,
     differing_settings,
+    differing_vocabulary,
     shared_vocabulary,
 )
 
@@ -51,12 +52,13 @@ def run_verification(
             print(f"{name} = {path}: {source.description}, {source.dtype}")
         first, second = sources
         different = differing_settings(first.config, second.config)
+        different += differing_vocabulary(first, second)
         for line in different:
             print(f"setting differs: {line}")
         comparisons = _compare_with_progress(first, second)
         _print_weights(comparisons, first, second)
         same = not different and all(
-            row.equal or row.largest_difference <= tolerance for row in comparisons
+            row.equal or 0 < tolerance >= row.largest_difference for row in comparisons
         )
         if logits:
             same = _compare_logits(first, second) and same
@@ -95,7 +97,7 @@ def _print_weights(
         surplus = source.config.vocab_rows - shared
         if surplus:
             print(f"vocabulary: the first {shared} rows were compared; {name} has {surplus} more")
-    if len({first.dtype, second.dtype}) > 1:
+    if any(len(set(row.dtypes)) > 1 for row in comparisons):
         print("dtypes differ: equal means after rounding to the coarser of the two")
 
 
@@ -117,9 +119,16 @@ def _compare_logits(first: ModelSource, second: ModelSource) -> bool:
     results = {name: values[..., :shared] for name, values in results.items()}
     reference = results["A, our model"]
     table = Table(f"logits of {tokens.size} fixed tokens, float32", "largest", "difference from A")
-    differences = {name: float(np.abs(v - reference).max()) for name, v in results.items()}
+    differences = {name: _difference(values, reference) for name, values in results.items()}
     for name, values in results.items():
         table.add_row(name, f"{np.abs(values).max():.3f}", f"{differences[name]:.2e}")
     Console().print(table)
     allowed = _LOGIT_TOLERANCE * max(1.0, float(np.abs(reference).max()))
     return all(difference <= allowed for difference in differences.values())
+
+
+def _difference(logits: np.ndarray, reference: np.ndarray) -> float:
+    """The largest; 0 for equal ones, not a number where only one of them is."""
+    if np.array_equal(logits, reference, equal_nan=True):
+        return 0.0
+    return float(np.abs(logits - reference).max())

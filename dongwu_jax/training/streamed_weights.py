@@ -50,10 +50,12 @@ class _OneByOneHandler(ocp.type_handlers.NumpyHandler):
                     f"{info.name}: {array.dtype} {array.shape} came, {value.dtype} {value.shape} "
                     "was announced"
                 )
-            store = await ts.open(
-                _new_array(Path(info.parent_dir), info.name, array), context=context
-            )
-            await store.write(array, can_reference_source_data_indefinitely=True)
+            place = _new_array(Path(info.parent_dir), info.name, array)
+            try:
+                store = await ts.open(place, context=context)
+                await store.write(array, can_reference_source_data_indefinitely=True)
+            except ValueError as error:  # what TensorStore says of a full disk
+                raise OSError(str(error).partition("\n")[0]) from None
             value.written(array.nbytes)
         return []
 

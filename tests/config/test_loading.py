@@ -48,6 +48,8 @@ def test_shipped_configs_load_and_round_trip(path, tmp_path):
         ({"optimizer": {"num_layers": 3}}, "did you mean model.num_layers"),
         ({"model": {"rope_scaling": {"factr": 2.0}}}, "model.rope_scaling.factor"),
         ({"model": {"num_layers": "many"}}, "model.num_layers='many'"),
+        ({"model": {"rope_theta": float("inf")}}, "model.rope_theta=inf"),
+        ({"model": {"rope_scaling": {"factor": float("inf")}}}, "model.rope_scaling.factor=inf"),
         ({"model": {"num_heads": 7}}, "hidden_size=4096 is not a multiple of num_heads=7"),
         ({"model": {"num_kv_heads": 5}}, "num_heads=32 is not a multiple of num_kv_heads=5"),
         ({"model": {"padded_vocab_size": 9}}, "padded_vocab_size=9 is smaller"),

@@ -167,6 +167,6 @@ def test_leftovers_of_a_killed_conversion_are_removed(original, tmp_path):
 
 def test_a_folder_with_only_a_config_is_not_overwritten(original, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="something else than a model"):
+    with pytest.raises(UserError, match="something else than one model"):
         convert_to(open_source(original[1]), tmp_path, "hf", overwrite=True)
     assert (tmp_path / "config.json").read_text() == "{}"

@@ -46,8 +46,9 @@ def _write(path, source, fields=(), without=()):
     writer.add_head_count_kv(config.kv_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
+    add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}
     for name, value in fields:
-        writer.add_string(name, value)
+        add[type(value)](name, value)
     for tensor in model_tensors(config):
         values = np.ascontiguousarray(tensor.to_torch(source.read(tensor.name)))
         if "attn_q" in tensor.gguf:
@@ -93,11 +94,44 @@ def test_a_tied_model_has_no_output_tensor(tmp_path):
         ({"without": ("blk.1.ffn_up.weight",)}, r"blk\.1\.ffn_up\.weight is missing"),
         ({"without": ("token_embd.weight",)}, r"token_embd\.weight is missing"),
         ({"fields": [("llama.rope.scaling.type", "yarn")]}, "yarn"),
+        ({"fields": [("llama.rope.scaling.factor", 0.5)]}, "factor=0.5 must be"),
+        ({"fields": [("llama.rope.scale_linear", float("inf"))]}, "scale_linear=inf must be"),
+        ({"fields": [("llama.rope.scaling.factor", "two")]}, "factor='two' must be a number"),
     ],
 )
 def test_unsupported_files_are_refused(hf, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         open_source(_write(tmp_path / "model.gguf", hf, **changes))
+
+
+@pytest.mark.parametrize(
+    ("fields", "factor", "stretched"),
+    [
+        ({"scaling.type": "linear", "scaling.factor": 4.0}, 4.0, 4.0),
+        ({"scaling.factor": 4.0}, 4.0, 4.0),
+        ({"scale_linear": 2.5}, 2.5, 2.5),
+        ({"scaling.factor": 4.0, "scale_linear": 2.5}, 4.0, 4.0),
+        ({"scaling.type": "none", "scaling.factor": 4.0}, None, 1),
+        ({"scaling.factor": 0.0}, None, 1),
+        ({"scaling.factor": 1.0}, None, 1),
+        ({"scaling.factor": 4.0, "scaling.original_context_length": 16}, 4.0, 1),
+    ],
+)
+def test_linear_scaling_is_read_as_llama_cpp_does(hf, tmp_path, fields, factor, stretched):
+    named = [(f"llama.rope.{name}", value) for name, value in fields.items()]
+    config = open_source(_write(tmp_path / "model.gguf", hf, named)).config
+    assert (config.rope_scaling.factor if config.rope_scaling else None) == factor
+    assert config.max_position_embeddings == hf.config.max_position_embeddings * stretched
+
+
+def test_an_original_length_equal_to_the_context_length_is_stretched(hf, tmp_path):
+    length = hf.config.max_position_embeddings
+    named = [
+        ("llama.rope.scaling.factor", 4.0),
+        ("llama.rope.scaling.original_context_length", length),
+    ]
+    config = open_source(_write(tmp_path / "model.gguf", hf, named)).config
+    assert config.max_position_embeddings == 4 * length
 
 
 def test_damaged_files_are_refused(hf, tmp_path):

@@ -78,6 +78,12 @@ def test_config_of_transformers_5(tmp_path):
         ({"quantization_config": {}}, "quantization_config"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor=None"),
+        ({"rope_scaling": {"factor": 2.0}}, "factor=2.0 has no rope_type"),
+        ({"rope_scaling": None, "rope_parameters": {"factor": 2.0}}, "factor=2.0 has no rope_type"),
+        ({"rope_scaling": {"type": "linear", "factor": float("inf")}}, "factor=inf must be a fin"),
+        ({"rope_scaling": {"type": "linear", "factor": 1e308}}, "not a length"),
+        ({"rope_theta": float("inf")}, "rope_theta: .*finite"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"rope_scaling": [1]}, "JSON object"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_size": None}, "hidden_size"),
@@ -96,7 +102,7 @@ def test_written_config_has_both_spellings_and_reads_back():
     config = ModelConfig(
         max_position_embeddings=32768, rope_scaling=RopeScaling(factor=8), rope_theta=5e5
     )
-    fields = hugging_face_config(config, "bfloat16", 1, 2)
+    fields = hugging_face_config(config, "bfloat16", {"bos_token_id": 1, "eos_token_id": 2})
     assert fields["max_position_embeddings"] == 4096
     assert fields["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
     assert isinstance(fields["rope_scaling"]["factor"], float)
@@ -196,9 +202,9 @@ def test_mixed_dtypes_are_noted(tmp_path):
     assert open_source(folder).notes == []
     _damage(folder, lambda t: t.update({"model.norm.weight": np.zeros(32, np.float32)}))
     source = open_source(folder)
-    assert source.dtype == "bfloat16"
+    assert source.dtype == "float32"
     assert len(source.notes) == 1
-    assert "as the embedding is (bfloat16): final_norm as float32" in source.notes[0]
+    assert "tensors are stored as bfloat16 and float32" in source.notes[0]
 
 
 def test_a_bias_on_the_attention_output_is_refused(tmp_path):
@@ -215,6 +221,14 @@ def test_a_tied_model_with_another_head_is_refused(tmp_path):
     _damage(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}))
     with pytest.raises(UserError, match="tie_word_embeddings"):
         open_source(folder)
+
+
+def test_a_tied_copy_with_nan_is_a_copy(tmp_path):
+    model = random_llama(tie_word_embeddings=True).to(torch.bfloat16)
+    model.model.embed_tokens.weight.data[3, 4] = float("nan")
+    folder = save(model, tmp_path)
+    _damage(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))
+    assert "lm_head" not in open_source(folder).names()
 
 
 def test_damaged_and_missing_files_are_explained(tmp_path):

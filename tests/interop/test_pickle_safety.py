@@ -90,6 +90,15 @@ def payloads(sentinel: Path) -> dict[str, Any]:
         "torch.distributed.checkpoint_evil.f": RawGlobal(
             "torch.distributed.checkpoint_evil", "f", ()
         ),
+        "megatron.core.os.system": RawGlobal("megatron.core", "os.system", (touch,)),
+        "megatron.core.utils.os.system": RawGlobal("megatron.core.utils", "os.system", (touch,)),
+        "megatron.core.Model.run": RawGlobal("megatron.core", "Model.run", ()),
+        "megatron.core.utils._run": RawGlobal("megatron.core.utils", "_run", ()),
+        "transformer_engine.os.system": RawGlobal("transformer_engine.os", "system", (touch,)),
+        "torch.distributed.checkpoint.utils.os.system": RawGlobal(
+            "torch.distributed.checkpoint.utils", "os.system", (touch,)
+        ),
+        "megatron.core.Xx": RawGlobal("megatron.core", "X" + "x" * 250, ()),
         "pickle.loads": Call(pickle.loads, b"."),
         "sys.exit": Call(sys.exit, 3),
     }
@@ -227,10 +236,10 @@ def test_nonsense_is_refused(tmp_path: Path, data: bytes) -> None:
 
 
 def test_known_classes_stay_inert(tmp_path: Path, sentinel: Path) -> None:
-    data = dump(RawGlobal("megatron.core", "os.system", (f"touch {sentinel}",)))
+    data = dump(RawGlobal("megatron.core", "System", (f"touch {sentinel}",)))
     made = read_torch_file(torch_file(tmp_path / "inert.pt", data))
     assert isinstance(made, Placeholder)
-    assert made.name == "megatron.core.os.system"
+    assert made.name == "megatron.core.System"
     assert made.arguments == (f"touch {sentinel}",)
 
 
@@ -253,8 +262,56 @@ def test_extra_state_is_never_looked_into(tmp_path: Path, sentinel: Path) -> Non
     assert ours["c._extra_state"] == attack
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING",
+        "torch.distributed.checkpoint.filesystem._StorageInfo",
+        "torch.distributed.checkpoint.filesystem._StoragePrefix",
+        "torch.distributed.checkpoint._hf_utils._HFStorageInfo",
+        "megatron.core.transformer.enums.InferenceCudaGraphScope",
+    ],
+)
+def test_classes_of_real_checkpoints_are_known(tmp_path: Path, name: str) -> None:
+    data = dump(RawGlobal(*name.rsplit(".", 1), ()))
+    assert read_torch_file(torch_file(tmp_path / "inert.pt", data)).name == name
+
+
 def nested(levels: int, opening: bytes, closing: bytes) -> bytes:
     return b"\x80\x02" + opening * levels + b"N" + closing * levels
+
+
+def shared_tuples() -> bytes:
+    """A tuple of 1,000 times a tuple of 1,000 times, at four levels: 10^12 elements to hash."""
+    levels = [b"(" + b"K\x01" * 1000 + b"tq\x00"]
+    levels += [b"0(" + b"h%c" % (level - 1) * 1000 + b"tq%c" % level for level in range(1, 4)]
+    return b"".join(levels)
+
+
+def text_called(function: bytes) -> bytes:
+    """A list of 400 copies of one text of 200 kB."""
+    return b"X" + (200_000).to_bytes(4, "little") + b"x" * 200_000 + called(function)
+
+
+def tuple_called(function: bytes) -> bytes:
+    """A list of 400 copies of one list of 50,000 numbers."""
+    return b"](" + b"K\x01" * 50_000 + b"e" + called(function)
+
+
+def called(function: bytes) -> bytes:
+    return b"q\x010" + function + b"q\x020](" + b"h\x02h\x01\x85R" * 400 + b"e."
+
+
+def fields_copied() -> bytes:
+    """A list of 400 namespaces with the same 20,000 fields."""
+    fields = b"".join(b"Vx%d\nN" % number for number in range(20_000))
+    made = b"cargparse\nNamespace\nq\x020](" + b"h\x02)Rh\x01b" * 400 + b"e."
+    return b"}(" + fields + b"uq\x010" + made
+
+
+def shared_lists() -> bytes:
+    """A list of 50,000 times one list of 50,000 elements."""
+    return b"](" + b"N" * 50_000 + b"eq\x000](" + b"h\x00" * 50_000 + b"e."
 
 
 @pytest.mark.parametrize(
@@ -269,6 +326,17 @@ def nested(levels: int, opening: bytes, closing: bytes) -> bytes:
         b"\x80\x02]" + b"".join(b"q%c]h%ch%ch%c\x87a" % (i, i, i, i) for i in range(60)) + b".",
         b"\x80\x02}]Ns.",  # a list as a key
         b"\x80\x02}}Ns.",
+        b"\x80\x02}" + shared_tuples() + b"Ns.",
+        b"\x80\x02cbuiltins\nset\n]" + shared_tuples() + b"a\x85R.",
+        b"\x80\x02}\x8a\x21" + b"\x01" * 33 + b"Ns.",  # long numbers are hashed anew each time
+        text_called(b"c_codecs\nencode\n"),
+        text_called(b"cbuiltins\nbytes\n"),
+        text_called(b"ctorch\nSize\n"),
+        tuple_called(b"ctorch\nSize\n"),
+        tuple_called(b"cbuiltins\nset\n"),
+        fields_copied(),
+        b"c_codecs\nencode\n(Vx\n" + shared_tuples() + b"tR.",  # an encoding never to be shown
+        shared_lists(),
         b"\x80\x02(VxVy\n\x8b\xff\xff\xff\x7f.",
         b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7fx.",  # a text of 2^63 - 1 bytes
         b"\x80\x04\x96\xff\xff\xff\xff\xff\xff\x00\x00x.",

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import struct
 import subprocess
 import sys
 import zipfile
@@ -272,6 +273,24 @@ def test_a_bare_pickle_has_no_storages(tmp_path: Path) -> None:
     (tmp_path / ".metadata").write_bytes(tensor_pickle())
     with pytest.raises(UserError, match="storage"):
         read_pickle(tmp_path / ".metadata")
+
+
+def test_a_bare_pickle_of_absurd_size_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / ".metadata").open("wb") as file:
+        file.truncate(1 << 40)  # takes no space
+    with pytest.raises(UserError, match=r"\.metadata: has 1099511627776 bytes, at most"):
+        read_pickle(tmp_path / ".metadata")
+
+
+def test_a_directory_of_absurd_size_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    size = 3 << 30
+    with path.open("wb") as file:
+        file.truncate(size)
+        file.seek(size)
+        file.write(struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 1, 1, size, 0, 0))
+    with pytest.raises(UserError, match="a directory of 3221225472 bytes"):
+        read_torch_file(path)
 
 
 def test_a_file_cut_after_opening_is_refused(tmp_path: Path) -> None:

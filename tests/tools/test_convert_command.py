@@ -1,12 +1,15 @@
 """The converter's command lines: detection, layouts, dry run, structure, verify, old flags."""
 
 import json
+import shutil
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from command_lines import exit_code, load_tool
-from reference_models import random_llama, save
+from reference_models import random_llama, save, train_tiny_tokenizer
+from safetensors.numpy import load_file, save_file
 
 from dongwu_jax.interop.sources import open_source
 
@@ -23,7 +26,7 @@ def source(tmp_path_factory) -> Path:
         num_attention_heads=8,
         num_key_value_heads=4,
         intermediate_size=96,
-        vocab_size=256,
+        vocab_size=512,
     )
     return save(model, tmp_path_factory.mktemp("source"))
 
@@ -81,7 +84,7 @@ def test_dry_run_writes_nothing(source, tmp_path, capsys):
 
 def test_structure_of_source_and_target(source, tmp_path, capsys):
     assert not exit_code(convert, "--from", source, "--print-checkpoint-structure")
-    assert "model.embed_tokens.weight: [256, 64]" in capsys.readouterr().out
+    assert "model.embed_tokens.weight: [512, 64]" in capsys.readouterr().out
     common = ["--from", source, "--to", tmp_path / "out", "--to-format", "megatron"]
     flags = ["--target-naming", "legacy", "--print-checkpoint-structure", "--dry-run"]
     assert not exit_code(convert, *common, *flags)
@@ -113,6 +116,132 @@ def test_verify_rounds_to_the_coarser_dtype(source, tmp_path, capsys):
         assert not exit_code(convert, *common, "--target-params-dtype", dtype)
         assert not exit_code(convert, "verify", source, target)
     assert exit_code(convert, "verify", tmp_path / "bf16", tmp_path / "fp16") == 1
+
+
+def _changed(source: Path, folder: Path, change) -> Path:
+    """A copy in another place with its first norm changed by `change`."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        (0.0, -0.0, False),
+        (np.nan, np.nan, True),
+        (1.0, np.nan, False),
+        (np.inf, np.inf, True),
+    ],
+)
+def test_verify_compares_bits(source, tmp_path, first, second, same):
+    folders = []
+    for number, value in enumerate((first, second)):
+
+        def change(tensors, value=value):
+            tensors["model.norm.weight"][0] = value
+
+        folders.append(_changed(source, tmp_path / str(number), change))
+    assert (exit_code(convert, "verify", *folders) == 0) == same
+    if same:
+        assert exit_code(convert, "verify", *folders, "--logits") in (0, 1)  # no warning, no trace
+
+
+def test_verify_does_not_depend_on_the_order(source, tmp_path):
+    half, brain = tmp_path / "fp16", tmp_path / "bf16"
+    common = ["--to-format", "hf", "--target-params-dtype"]
+    assert not exit_code(convert, "--from", source, "--to", half, *common, "fp16")
+    assert not exit_code(convert, "--from", half, "--to", brain, *common, "bf16")
+    assert exit_code(convert, "verify", half, brain) == 0
+    assert exit_code(convert, "verify", brain, half) == 0
+
+
+def test_verify_tells_vocabularies_apart(source, tmp_path, capsys):
+    smaller = tmp_path / "smaller"
+    save(
+        random_llama(
+            num_hidden_layers=4,
+            hidden_size=64,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            intermediate_size=96,
+            vocab_size=200,
+        ),
+        smaller,
+    )
+    assert exit_code(convert, "verify", source, smaller) == 1
+    assert "setting differs: vocab_size: 512, 200" in capsys.readouterr().out
+
+
+def test_mixed_dtypes_keep_every_value(source, tmp_path, capsys):
+    """Also by way of Megatron, whose embedding is the bfloat16 tensor here."""
+
+    def change(tensors):
+        tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].astype(
+            ml_dtypes.bfloat16
+        )
+
+    mixed = _changed(source, tmp_path / "mixed", change)
+    out = tmp_path / "out"
+    assert not exit_code(convert, "--from", mixed, "--to", out, "--to-format", "hf")
+    assert "tensors are stored as bfloat16 and float32" in capsys.readouterr().out
+    assert open_source(out).dtype == "float32"
+    assert exit_code(convert, "verify", mixed, out) == 0
+
+
+def test_tokens_that_end_a_text_travel(source, tmp_path):
+    """Several of them, of which the tokenizer knows one."""
+    copy = Path(shutil.copytree(source, tmp_path / "copy"))
+    train_tiny_tokenizer(tmp_path).rename(copy / "tokenizer.model")
+    settings = {"bos_token_id": 1, "eos_token_id": [2, 7], "pad_token_id": 0, "temperature": 0.6}
+    (copy / "generation_config.json").write_text(json.dumps(settings))
+    megatron, back = tmp_path / "megatron", tmp_path / "back"
+    assert not exit_code(convert, "--from", copy, "--to", megatron, "--to-format", "megatron")
+    assert not exit_code(convert, "--from", megatron, "--to", back, "--to-format", "hf")
+    assert json.loads((back / "generation_config.json").read_text()) == settings
+    config = json.loads((back / "config.json").read_text())
+    assert (config["eos_token_id"], config["pad_token_id"]) == ([2, 7], 0)
+    assert config["vocab_size"] == 512  # and not the padded one
+
+
+def test_megatrons_flags_are_named(source, tmp_path, capsys):
+    assert not exit_code(
+        convert,
+        *("--from", source, "--to", tmp_path / "out", "--to-format", "megatron"),
+        *("--target-naming", "legacy", "--set", "rope_theta=500000"),
+        *("--set", "rope_scaling_factor=4", "--set", "rms_norm_eps=3e-6"),
+    )
+    printed = capsys.readouterr().out
+    assert "--norm-epsilon 3e-06" in printed
+    assert "--rotary-base 500000 --rotary-seq-len-interpolation-factor 4" in printed
+    assert "a Megatron of 2023 has no --rotary-base" in printed
+
+
+def test_flags_without_effect_are_named(source, tmp_path, capsys):
+    common = ["--from", source, "--to", tmp_path / "out", "--to-format", "torch_dist"]
+    flags = ["--target-tensor-parallel-size", 4, "--hf-weights", "bin", "--dry-run"]
+    assert not exit_code(convert, *common, *flags)
+    printed = capsys.readouterr().out
+    assert "--target-tensor-parallel-size has no effect on torch_dist" in printed
+    assert "--hf-weights has no effect on torch_dist" in printed
+
+
+def test_a_dry_run_sees_that_the_target_exists(source, tmp_path, capsys):
+    (tmp_path / "letter.txt").touch()
+    common = ["--from", source, "--to", tmp_path, "--to-format", "hf", "--dry-run"]
+    assert exit_code(convert, *common) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_overwriting_spares_what_is_no_model(source, tmp_path, capsys):
+    target = Path(shutil.copytree(source, tmp_path / "target"))
+    common = ["--from", source, "--to", target, "--to-format", "hf", "--overwrite"]
+    assert not exit_code(convert, *common)
+    (target / "notes.txt").write_text("mine")
+    assert exit_code(convert, *common) == 1
+    assert (target / "notes.txt").read_text() == "mine"
 
 
 def test_the_flags_of_util(source, tmp_path, capsys):

@@ -124,7 +124,7 @@ def test_convert_refuses_bad_targets_and_sizes(refused, model, corpus, tmp_path)
     for arguments, expected in [
         (["--to", corpus], f"{corpus}: exists already"),
         (["--to", tmp_path / "mine"], "exists already; choose another name, or pass --overwrite"),
-        (["--to", tmp_path / "mine", "--overwrite"], "something else than a model"),
+        (["--to", tmp_path / "mine", "--overwrite"], "something else than one model"),
         (["--to", corpus / "below"], "cannot be written"),
         (["--to", model.parent], f"--to {model.parent} holds --from"),
         (["--to", tmp_path / "a", "--max-shard-size", "5XB"], "--max-shard-size 5XB"),

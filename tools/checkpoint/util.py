@@ -14,11 +14,12 @@ from pathlib import Path
 
 from dongwu_jax.command_line import positive_int, run_command_line
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.conversion import MEGATRON_FORMATS, TargetOptions
+from dongwu_jax.interop.conversion import TargetOptions
 from dongwu_jax.interop.conversion_job import Conversion, run_conversion
 from dongwu_jax.interop.megatron.source import MegatronSource
 from dongwu_jax.interop.megatron.stages import MegatronLayout
 from dongwu_jax.interop.megatron.tensors import Naming
+from dongwu_jax.interop.model_source import MEGATRON_FORMATS
 from dongwu_jax.interop.sources import open_source
 
 _LOADERS = {
@@ -66,7 +67,13 @@ def main(command_line: list[str] | None = None) -> int:
         iteration=None if in_megatron else 1,  # as Megatron's own loader for Hugging Face
     )
     run_conversion(
-        Conversion(arguments.load_dir, arguments.save_dir, options, _true_vocab_size(arguments))
+        Conversion(
+            arguments.load_dir,
+            arguments.save_dir,
+            options,
+            true_vocab_size=_true_vocab_size(arguments),
+            overwrite=arguments.overwrite,
+        )
     )
     return 0
 
@@ -114,8 +121,10 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         help="pad the vocabulary to a multiple of this x tensor ranks (default 1, as Megatron's)",
     )
-    add("--bf16", action="store_true", help="store bfloat16; default: as the source")
-    add("--fp16", action="store_true", help="store float16; default: as the source")
+    dtype = parser.add_mutually_exclusive_group()
+    dtype.add_argument("--bf16", action="store_true", help="store bfloat16; default: as the source")
+    dtype.add_argument("--fp16", action="store_true", help="store float16; default: as the source")
+    add("--overwrite", action="store_true", help="replace the model at --save-dir")
     for flag, reason in _WITHOUT_MEANING.items():
         switch = {"action": "store_true"} if flag == "--no-checking" else {}
         add(flag, help=f"accepted, without effect: {reason}", **switch)  # type: ignore[arg-type]

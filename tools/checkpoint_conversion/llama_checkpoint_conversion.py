@@ -24,18 +24,30 @@ _WITHOUT_MEANING = {
     "--tokenizer_name": "the original never used it",
     "--target_data_parallel_size": "weights do not depend on it",
 }
+_ONLY_TO_MEGATRON = (
+    "--target_tensor_model_parallel_size",
+    "--target_pipeline_model_parallel_size",
+    "--make_vocab_size_divisible_by",
+)
+_ONLY_TO_HUGGING_FACE = ("--max_shard_size",)
 
 
 def main(command_line: list[str] | None = None) -> int:
     """Translate the original's flags and convert."""
-    arguments = _parser().parse_args(command_line)
+    parser = _parser()
+    arguments = parser.parse_args(command_line)
     for flag, reason in _WITHOUT_MEANING.items():
         if getattr(arguments, flag.removeprefix("--").replace("-", "_")) is not None:
             print(f"{flag} has no effect here: {reason}")
+    to_hugging_face = arguments.convert_checkpoint_from_megatron_to_transformers
+    for flag in _ONLY_TO_MEGATRON if to_hugging_face else _ONLY_TO_HUGGING_FACE:
+        name = flag.removeprefix("--")
+        if getattr(arguments, name) != parser.get_default(name):
+            print(f"{flag} has no effect in this direction")
     if arguments.use_distributed_optimizer:
         print("--use_distributed_optimizer has no effect here: no optimizer state is written")
     dtype = DTYPE_NAMES[arguments.target_params_dtype] if arguments.target_params_dtype else None
-    if arguments.convert_checkpoint_from_megatron_to_transformers:
+    if to_hugging_face:
         shard_bytes = parse_bytes(arguments.max_shard_size, "--max_shard_size")
         options = TargetOptions(format="hf", dtype=dtype, max_shard_bytes=shard_bytes)
     else:
@@ -53,6 +65,7 @@ def main(command_line: list[str] | None = None) -> int:
             arguments.save_path,
             options,
             true_vocab_size=arguments.true_vocab_size,
+            overwrite=arguments.overwrite,
             print_structure=arguments.print_checkpoint_structure,
         )
     )
@@ -93,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--true_vocab_size", type=positive_int, help="rows of the vocabulary without padding")
     add("--max_shard_size", default="10GB", help="to Hugging Face: largest file (default 10GB)")
+    add("--overwrite", action="store_true", help="replace the model at --save_path")
     add("--use_distributed_optimizer", action="store_true", help="accepted, without effect")
     for flag, reason in _WITHOUT_MEANING.items():
         add(flag, help=f"accepted, without effect: {reason}")

@@ -11,7 +11,6 @@ from dongwu_jax.config import ModelConfig
 from dongwu_jax.config.sections import RopeScaling
 from dongwu_jax.errors import UserError
 
-_ABSENT = object()
 
 # Fields that change what is computed, each with the values that mean a Llama. An absent field means
 # that the code of its time did not know the thing.
@@ -213,7 +212,7 @@ def _vocabulary(fields: _Fields, weights: WeightFacts) -> dict[str, Any]:
     if isinstance(known, int) and 0 < known <= rows:
         return {"vocab_size": known, "padded_vocab_size": None if known == rows else rows}
     fields.notes.append(
-        f"the vocabulary has {rows} rows, padding included; --true-vocab-size cuts it"
+        f"the vocabulary has {rows} rows; how many are padding is not stored (true vocabulary size)"
     )
     return {"vocab_size": rows, "padded_vocab_size": None}
 

@@ -13,6 +13,7 @@ from dongwu_jax.interop.megatron.moments import ShardedMoments, sharded_moments
 from dongwu_jax.interop.megatron.sharded_index import INDEX
 from dongwu_jax.interop.megatron.sharded_model import ShardedModel
 from dongwu_jax.interop.megatron.sharded_tensors import COMPLETE_MARK, ShardedTensors
+from dongwu_jax.interop.tensors import common_dtype, mixed_dtype_notes
 from dongwu_jax.interop.torch_files.reader import read_torch_file
 
 COMMON_STATE = "common_state/shard_0_1"
@@ -57,19 +58,19 @@ class TorchDistSource:
         where = found.path / (COMMON_FILE if COMMON_STATE not in self._shards.objects else INDEX)
         arguments = read_arguments(self.common.get("args"), _weight_facts(self._shards), where)
         self.config: ModelConfig = arguments.config
-        self.notes = arguments.notes
         self.consumed_samples = arguments.consumed_samples
         self._rotary_interleaved = arguments.rotary_interleaved
         self._stored_config = arguments.config
         self._model = ShardedModel(self._shards, arguments.config, arguments.rotary_interleaved)
+        self.notes = [*arguments.notes, *mixed_dtype_notes(self._model.dtypes)]
         self.iteration = None if found.is_release else _iteration(self.common, found.iteration)
         state = "release" if self.iteration is None else f"iteration {self.iteration}"
         self.description = f"Megatron distributed checkpoint (torch_dist), {state}"
 
     @property
     def dtype(self) -> str:
-        """Format of the stored weights: that of the embedding."""
-        return self._model.dtype
+        """Format that keeps every stored weight."""
+        return common_dtype(self._model.dtypes)
 
     @property
     def tokenizer(self) -> Path | None:

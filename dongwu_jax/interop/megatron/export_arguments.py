@@ -7,6 +7,9 @@ from dongwu_jax.errors import UserError
 from dongwu_jax.interop.megatron.stages import MegatronLayout, padded_vocab_size
 from dongwu_jax.interop.torch_files.writer import GlobalName
 
+OLD_ROTARY_BASE = 10000.0
+"""The only one that the GPT class of 2023 knows."""
+
 
 def export_arguments(
     config: ModelConfig,
@@ -51,6 +54,19 @@ def export_arguments(
     )
 
 
+def start_flags(config: ModelConfig) -> list[str]:
+    """Flags with which Megatron must be started, because it does not take them from the file."""
+    flags = [
+        f"--norm-epsilon {config.rms_norm_eps:g}",
+        f"--max-position-embeddings {config.max_position_embeddings}",
+    ]
+    if config.rope_theta != OLD_ROTARY_BASE:
+        flags.append(f"--rotary-base {_whole_if_possible(config.rope_theta)}")
+    if config.rope_scaling is not None:
+        flags.append(f"--rotary-seq-len-interpolation-factor {config.rope_scaling.factor:g}")
+    return flags
+
+
 def _architecture(
     config: ModelConfig, layout: MegatronLayout, padded_rows: int
 ) -> dict[str, object]:
@@ -66,6 +82,7 @@ def _architecture(
         "num_query_groups": config.kv_heads if grouped else 1,
         "kv_channels": config.width_per_head,
         "vocab_size": config.vocab_size,
+        "orig_vocab_size": config.vocab_size,
         "padded_vocab_size": padded_rows,
         "make_vocab_size_divisible_by": _vocabulary_divisor(config, layout, padded_rows),
         "normalization": "RMSNorm",

@@ -2,11 +2,14 @@
 
 import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from dongwu_jax.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
+_LARGEST_TRACKER = 1024  # bytes; a number has a few
+_MOST_LISTED = 16
 _WEIGHT_FILES = ("model_optim_rng.pt", "model_rng.pt")  # the second: before 2021, with optim.pt
 _RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
 _ITERATION_FOLDER = re.compile(r"iter_(\d{7,})")
@@ -64,7 +67,11 @@ def rank_files(folder: Path) -> dict[Rank, Path]:
     Raises:
         UserError: there are none, a rank is missing, or the ranks are those of experts.
     """
-    ranks = {_rank(found): found for found in sorted(folder.glob("mp_rank_*"))}
+    ranks: dict[Rank, Path] = {}
+    for found in sorted(folder.glob("mp_rank_*")):
+        other = ranks.setdefault(_rank(found), found)
+        if other != found:
+            raise UserError(f"{folder}: {other.name} and {found.name} are the same rank; keep one")
     if not ranks:
         raise UserError(f"{folder}: holds no mp_rank_* folder")
     tensor = 1 + max(t for t, _ in ranks)
@@ -75,16 +82,14 @@ def rank_files(folder: Path) -> dict[Rank, Path]:
             f"{folder}: mixes mp_rank_NN and mp_rank_NN_NNN folders, of two different layouts; "
             "keep only those of one"
         )
-    missing = [
-        rank_folder_name(t, p, with_stage[0])
-        for p in range(stages)
-        for t in range(tensor)
-        if (t, p) not in ranks
-    ]
-    if missing:
+    num_missing = tensor * stages - len(ranks)
+    if num_missing:
+        absent = ((t, p) for p in range(stages) for t in range(tensor) if (t, p) not in ranks)
+        names = [rank_folder_name(t, p, with_stage[0]) for t, p in islice(absent, _MOST_LISTED)]
+        more = f" and {num_missing - len(names)} more" if num_missing > len(names) else ""
         raise UserError(
-            f"{folder}: {', '.join(missing)} missing; {tensor} tensor parallel ranks x {stages} "
-            "pipeline stages are needed"
+            f"{folder}: {', '.join(names)}{more} missing; {tensor} tensor parallel ranks x "
+            f"{stages} pipeline stages are needed"
         )
     return {rank: _weight_file(found) for rank, found in ranks.items()}
 
@@ -108,9 +113,16 @@ def write_tracker(root: Path, iteration: int | None) -> None:
 def _tracked(root: Path) -> IterationFolder:
     tracker = root / TRACKER
     try:
-        content = tracker.read_text(encoding="utf-8").strip()
+        with tracker.open("rb") as file:
+            data = file.read(_LARGEST_TRACKER + 1)
+        content = data.decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{tracker}: cannot be read as text: {error}") from None
+    if len(data) > _LARGEST_TRACKER:
+        raise UserError(
+            f"{tracker}: has more than {_LARGEST_TRACKER} bytes; it must be an iteration such as "
+            "500, or 'release'"
+        )
     if content != "release" and not re.fullmatch(r"[0-9]{1,18}", content):
         raise UserError(
             f"{tracker}: says {content[:40]!r}; it must be an iteration such as 500, or 'release'"

@@ -60,13 +60,12 @@ class ShardedModel:
         packed = packed_tensors(config, "mcore_te")
         self._packed = {part: tensor for tensor in packed for part in tensor.parts}
         self._check(packed)
+        self.dtypes = [
+            np.dtype(shards.tensors[key].dtype)
+            for place in self._places.values()
+            for key in place.keys
+        ]
         self._ready: dict[str, np.ndarray] = {}  # of the packed tensor that was read last
-
-    @property
-    def dtype(self) -> str:
-        """Format in which the embedding is stored."""
-        key = self._places["embedding", None].keys[0]
-        return str(self._shards.tensors[key].dtype)
 
     def names(self) -> list[str]:
         """Our names of all tensors."""

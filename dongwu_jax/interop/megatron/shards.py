@@ -7,11 +7,35 @@ from pathlib import Path
 from typing import Any
 
 from dongwu_jax.errors import UserError
+from dongwu_jax.interop.megatron.arguments import check_supported
 from dongwu_jax.interop.megatron.folders import IterationFolder, Rank, rank_files
 from dongwu_jax.interop.megatron.names import FoundName, find_name
 from dongwu_jax.interop.megatron.stages import Chunk, first_layers
 from dongwu_jax.interop.megatron.tensors import Naming
 from dongwu_jax.interop.torch_files.reader import StoredArray, read_torch_file
+
+# What every rank's arguments must say alike: they decide what is computed.
+_COMMON_FIELDS = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "group_query_attention",
+    "num_query_groups",
+    "kv_channels",
+    "max_position_embeddings",
+    "seq_length",
+    "norm_epsilon",
+    "layernorm_epsilon",
+    "rotary_base",
+    "rotary_seq_len_interpolation_factor",
+    "rotary_interleaved",
+    "orig_vocab_size",
+    "padded_vocab_size",
+    "untie_embeddings_and_output_weights",
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+)
 
 Meaning = tuple[str, int | None]
 """Kind of tensor, and its layer in the whole model."""
@@ -99,6 +123,7 @@ class ShardedWeights:
                     f"{file.path}: holds {len(file.chunks)} chunks of layers, {first.path} holds "
                     f"{len(first.chunks)}; all must hold the same number"
                 )
+            _check_same_arguments(file, first)
 
     def _placed(self) -> tuple[dict[Meaning, list[Shard]], int]:
         """Parts by meaning, with layers numbered in the whole model, and the number of layers."""
@@ -117,6 +142,7 @@ class ShardedWeights:
                 if place in shards:
                     raise UserError(f"{shard.file}: {shard.name} is in {shards[place][0].file} too")
                 shards[place] = [rank[meaning] for rank in ranks]
+                _check_same_dtype(shards[place])
         return shards, sum(counts.values())
 
 
@@ -233,6 +259,27 @@ def _check_same_names(ranks: list[dict[FoundName, Shard]]) -> None:
                 shard = one[min(lacking, key=str)]
                 where = next((s.file for s in other.values()), "another rank")
                 raise UserError(f"{shard.file}: holds {shard.name}, but {where} lacks it")
+
+
+def _check_same_arguments(file: RankFile, first: RankFile) -> None:
+    check_supported(file.args, file.path)
+    for field in _COMMON_FIELDS:
+        found, wanted = (getattr(one.args, field, None) for one in (file, first))
+        if found != wanted:
+            raise UserError(
+                f"{file.path}: args.{field}={found!r}, but {wanted!r} in {first.path}; "
+                "ranks of different models are mixed"
+            )
+
+
+def _check_same_dtype(shards: list[Shard]) -> None:
+    first = shards[0]
+    for shard in shards[1:]:
+        if shard.array.dtype != first.array.dtype:
+            raise UserError(
+                f"{first.file}: {first.name} is stored as {first.array.dtype.name}, but as "
+                f"{shard.array.dtype.name} in {shard.file}; ranks of different models are mixed"
+            )
 
 
 def _in_whole_model(meaning: FoundName, chunk: Chunk, first: Mapping[Chunk, int]) -> Meaning:

@@ -17,8 +17,14 @@ from dongwu_jax.interop.megatron.folders import find_iteration_folder
 from dongwu_jax.interop.megatron.shards import Meaning, Shard, ShardedWeights, read_rank_files
 from dongwu_jax.interop.megatron.stages import MegatronLayout
 from dongwu_jax.interop.megatron.tensors import PackedTensor, QkvOrder, packed_tensors
+from dongwu_jax.interop.same_values import same_values
 from dongwu_jax.interop.targets import DTYPES
-from dongwu_jax.interop.tensors import halves_from_pairs, model_tensors
+from dongwu_jax.interop.tensors import (
+    common_dtype,
+    halves_from_pairs,
+    mixed_dtype_notes,
+    model_tensors,
+)
 
 _NAMINGS = {
     "legacy": "legacy names",
@@ -57,7 +63,10 @@ class MegatronSource:
         self.weights = ShardedWeights(folder, files)
         read = self._read_arguments()
         self.config: ModelConfig = read.config
-        self.notes = [*read.notes, *self._cut_rows(read.config)]
+        dtypes = [shards[0].array.dtype for shards in self.weights.shards.values()]
+        self.dtype = common_dtype(dtypes)
+        cut = self._cut_rows(read.config)
+        self.notes = [*read.notes, *cut, *mixed_dtype_notes(dtypes)]
         self.consumed_samples = read.consumed_samples
         self.iteration = None if folder.is_release else self.weights.first.iteration
         self._pairs = read.rotary_interleaved
@@ -89,11 +98,6 @@ class MegatronSource:
             weights.pipeline_parallel,
             weights.virtual_pipeline,
         )
-
-    @property
-    def dtype(self) -> str:
-        """Format of the stored weights: that of the embedding."""
-        return self._shards(("embedding", None))[0].array.dtype.name
 
     @property
     def tokenizer(self) -> Path | None:
@@ -244,7 +248,7 @@ class MegatronSource:
         for kind in ("head", "tied_head"):
             copies = self.weights.shards.get((kind, None), [])
             for repeated, shard in zip(copies, self._shards(("embedding", None)), strict=False):
-                if not np.array_equal(repeated.array.read(), shard.array.read()):
+                if not same_values(repeated.array.read(), shard.array.read()):
                     raise UserError(
                         f"{repeated.file}: {repeated.name} differs from {shard.name} of "
                         f"{shard.file}, although args says that they are tied "

@@ -10,7 +10,8 @@ from typing import BinaryIO
 from dongwu_jax.errors import UserError
 
 _LOCAL_HEADER_BYTES = 30
-_LARGEST_PICKLE = 1 << 30
+LARGEST_PICKLE = 1 << 30
+"""Bytes; those of real checkpoints have a few MB."""
 _OLD_TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 _ENCRYPTED = 1  # bit of the flags of a member
 
@@ -141,9 +142,9 @@ class TorchArchive:
 
     def _read(self, file: BinaryIO, name: str) -> bytes:
         member = self._locate(file, self._members[f"{self._folder}/{name}"])
-        if member.num_bytes > _LARGEST_PICKLE:
+        if member.num_bytes > LARGEST_PICKLE:
             raise UserError(
-                f"{self.path}: {name} has {member.num_bytes} bytes, at most {_LARGEST_PICKLE} are "
+                f"{self.path}: {name} has {member.num_bytes} bytes, at most {LARGEST_PICKLE} are "
                 "accepted; is this a checkpoint?"
             )
         file.seek(member.position)
@@ -178,6 +179,8 @@ class _Window(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         room = max(self._length - self._position, 0)
         size = room if size < 0 else min(size, room)
+        if size > LARGEST_PICKLE:
+            raise ValueError(f"a directory of {size} bytes")
         self._file.seek(self._offset + self._position)
         data = self._file.read(size)
         self._position += len(data)

@@ -65,18 +65,29 @@ _KNOWN = frozenset(
         "types.SimpleNamespace",
     ]
 )
-_KNOWN_PREFIXES = ("megatron.", "transformer_engine.", "torch.distributed.checkpoint.")
+_KNOWN_PACKAGES = ("megatron.", "transformer_engine.", "torch.distributed.checkpoint.")
+# Of these packages classes only: a dot or a small letter would name a function, or another module.
+_CLASS = re.compile(
+    r"[A-Z][A-Za-z0-9_]*|_MEM_FORMAT_ENCODING|_HFStorageInfo|_StorageInfo|_StoragePrefix"
+)
+_LONGEST_NAME = 250
 _STORAGE = re.compile(r"torch\.(cuda\.|storage\.)?[A-Za-z0-9]+Storage")
 
 
-def modern_name(module: str, name: str) -> str:
-    """The dotted name of a global; pickles of protocol 2 use the names of Python 2."""
-    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-    return f"{module}.{name}"
+def modern_name(module: str, name: str) -> tuple[str, str]:
+    """Module and name of a global; pickles of protocol 2 use those of Python 2."""
+    return NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
 
 
-def find_global(name: str) -> Placeholder | None:
-    """The stand-in for a global that a pickle mentions; None when the name is not known."""
-    if name in _KNOWN or name.startswith(_KNOWN_PREFIXES) or _STORAGE.fullmatch(name):
-        return Placeholder(name)
+def find_global(module: str, name: str) -> Placeholder | None:
+    """The stand-in for a global that a pickle mentions; None when it is not known."""
+    full = f"{module}.{name}"
+    if len(full) > _LONGEST_NAME:
+        return None
+    if full in _KNOWN or _STORAGE.fullmatch(full) or _is_class_of_known_package(module, name):
+        return Placeholder(full)
     return None
+
+
+def _is_class_of_known_package(module: str, name: str) -> bool:
+    return f"{module}.".startswith(_KNOWN_PACKAGES) and _CLASS.fullmatch(name) is not None

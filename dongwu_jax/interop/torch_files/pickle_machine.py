@@ -13,7 +13,11 @@ from typing import Any
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.torch_files.globals import Placeholder, find_global, modern_name
 from dongwu_jax.interop.torch_files.rebuild import REBUILD
-from dongwu_jax.interop.torch_files.soundness import DamagedPickleError, require_key
+from dongwu_jax.interop.torch_files.soundness import (
+    Allowance,
+    DamagedPickleError,
+    require_key,
+)
 from dongwu_jax.interop.torch_files.stored_array import StoredArray
 
 _IGNORED = ("PROTO", "FRAME")
@@ -47,6 +51,7 @@ class PickleMachine:
         self._stack: list[Any] = []
         self._outer_stacks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
+        self._allowance = Allowance(0)
 
     def run(self, data: bytes) -> Any:
         """The object that the pickle describes.
@@ -55,6 +60,7 @@ class PickleMachine:
             UserError: it asks for a global that is not known.
             Exception: of any kind, when it is damaged.
         """
+        self._allowance = Allowance(len(data))
         for opcode, argument, _ in pickletools.genops(data):
             name = opcode.name
             if name in _VALUES:
@@ -169,11 +175,11 @@ class PickleMachine:
         self._stack.append(self._find_global(module, name))
 
     def _find_global(self, module: str, name: str) -> Placeholder:
-        full = modern_name(module, name)
-        found = find_global(full)
+        module, name = modern_name(module, name)
+        found = find_global(module, name)
         if found is None:
             raise UserError(
-                f"{self._origin}: asks for the global {full[:200]!r}, which no "
+                f"{self._origin}: asks for the global {f'{module}.{name}'[:200]!r}, which no "
                 "checkpoint needs; refused, nothing was executed. Use this file only if you trust "
                 "where it comes from, and save it again without that object"
             )
@@ -181,7 +187,7 @@ class PickleMachine:
 
     def _reduce(self, argument: object) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
-        self._stack.append(_call(function, arguments))
+        self._stack.append(self._call(function, arguments))
 
     def _new_object_with_keywords(self, argument: object) -> None:
         if self._stack.pop():
@@ -192,11 +198,11 @@ class PickleMachine:
         module, _, name = argument.partition(" ")
         function = self._find_global(module, name)
         items = self._items()
-        self._stack.append(_call(function, tuple(items)))
+        self._stack.append(self._call(function, tuple(items)))
 
     def _object(self, argument: object) -> None:
         function, *items = self._items()
-        self._stack.append(_call(function, tuple(items)))
+        self._stack.append(self._call(function, tuple(items)))
 
     def _build(self, argument: object) -> None:
         state = self._stack.pop()
@@ -206,6 +212,7 @@ class PickleMachine:
         elif isinstance(target, argparse.Namespace):
             if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
                 raise DamagedPickleError("the fields of a Namespace are not named values")
+            self._allowance.spend(state)
             vars(target).update(state)
         elif not isinstance(target, dict | StoredArray):  # whose attributes nothing reads
             raise DamagedPickleError(f"it sets attributes of a {type(target).__name__}")
@@ -213,12 +220,14 @@ class PickleMachine:
     def _persistent(self, argument: object) -> None:
         self._stack.append(self._load_storage(self._stack.pop()))
 
-
-def _call(function: object, arguments: object) -> Any:
-    if not isinstance(function, Placeholder) or not isinstance(arguments, tuple):
-        raise DamagedPickleError(f"it calls a {type(function).__name__}")
-    rebuild = REBUILD.get(function.name)
-    return rebuild(*arguments) if rebuild else Placeholder(function.name, arguments)
+    def _call(self, function: object, arguments: object) -> Any:
+        if not isinstance(function, Placeholder) or not isinstance(arguments, tuple):
+            raise DamagedPickleError(f"it calls a {type(function).__name__}")
+        rebuild = REBUILD.get(function.name)
+        if rebuild is None:
+            return Placeholder(function.name, arguments)
+        self._allowance.spend(arguments, *arguments)
+        return rebuild(*arguments)
 
 
 _INSTRUCTIONS: dict[str, Callable[[PickleMachine, Any], None]] = {

@@ -1,11 +1,12 @@
 """Reads torch files, and bare pickles beside them, without torch and without running them."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.torch_files.archive import Member, TorchArchive
+from dongwu_jax.interop.torch_files.archive import LARGEST_PICKLE, Member, TorchArchive
 from dongwu_jax.interop.torch_files.globals import Placeholder
 from dongwu_jax.interop.torch_files.pickle_machine import PickleMachine
 from dongwu_jax.interop.torch_files.soundness import DamagedPickleError, require_walkable
@@ -44,7 +45,11 @@ def read_pickle(path: Path) -> Any:
         UserError: the file is missing or damaged, or asks for a global that is not known.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            size = file.seek(0, io.SEEK_END)
+            _require_pickle_size(path, size)
+            file.seek(0)
+            data = file.read(size)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     return _run(data, path, _refuse_storage)
@@ -89,6 +94,14 @@ class _Storages:
         return self._members[key]
 
 
+def _require_pickle_size(path: Path, size: int) -> None:
+    if size > LARGEST_PICKLE:
+        raise UserError(
+            f"{path}: has {size} bytes, at most {LARGEST_PICKLE} are accepted; is this the index "
+            "of a checkpoint? Copy it again"
+        )
+
+
 def _refuse_storage(identifier: Any) -> Storage:
     raise DamagedPickleError("it refers to a storage, but has none")
 
@@ -100,7 +113,8 @@ def _run(data: bytes, path: Path, load_storage: Callable[[Any], Storage]) -> Any
     except UserError:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
+        problem = f"{type(error).__name__}: {error}"[:200]
         raise UserError(
-            f"{path}: its pickle is damaged ({type(error).__name__}: {error}); copy the file again"
+            f"{path}: its pickle is damaged ({problem}); copy the file again"
         ) from error
     return tree

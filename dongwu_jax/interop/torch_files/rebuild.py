@@ -47,7 +47,7 @@ def _tensor_with_attributes(function: Any, kind: Any, arguments: Any, state: Any
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in _LATIN:
-        raise DamagedPickleError(f"bytes are written as text in {encoding!r}")
+        raise DamagedPickleError("bytes are written as text in another encoding than latin1")
     return text.encode("latin-1")
 
 
@@ -78,6 +78,8 @@ def _namespace() -> argparse.Namespace:
 
 
 def _size(sizes: Any = ()) -> tuple[int, ...]:
+    if not isinstance(sizes, list | tuple):
+        raise DamagedPickleError(f"a Size is made from a {type(sizes).__name__}")
     return tuple(sizes)
 
 

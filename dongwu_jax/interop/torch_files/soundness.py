@@ -5,28 +5,61 @@ from typing import Any
 
 from dongwu_jax.interop.torch_files.globals import Placeholder
 
-_MOST_KEY_LEVELS = 4
+_MOST_KEY_PARTS = 100
+_MOST_KEY_BITS = 256
 _MOST_LEVELS = 100
 _MOST_VISITS = 50_000_000
+_LEAST_ALLOWANCE = 1 << 16
+_ALLOWANCE_PER_BYTE = 4
+_CONTAINERS = (dict, list, tuple, argparse.Namespace)  # that may have children
 
 
 class DamagedPickleError(Exception):
     """A pickle that does not make sense."""
 
 
-def require_key(key: Any, levels: int = _MOST_KEY_LEVELS) -> Any:
-    """The key of a dict or member of a set, unless hashing it may exhaust the stack.
+class Allowance:
+    """How much the calls of one pickle may copy, in characters, bytes and elements.
+
+    A pickle can name a large object it has made in two bytes, and ask for a copy each time. What
+    torch writes copies less than the pickle is long.
+    """
+
+    def __init__(self, num_bytes: int):
+        """The allowance of a pickle of `num_bytes`."""
+        self._left = _LEAST_ALLOWANCE + _ALLOWANCE_PER_BYTE * num_bytes
+
+    def spend(self, *sources: Any) -> None:
+        """Count what a call that copies all of `sources` would make, before it does.
+
+        Raises:
+            DamagedPickleError: the allowance is used up.
+        """
+        self._left -= sum(
+            len(source)
+            for source in sources
+            if isinstance(source, str | bytes | list | tuple | dict | set | frozenset)
+        )
+        if self._left < 0:
+            raise DamagedPickleError("it copies the same objects too often")
+
+
+def require_key(key: Any) -> Any:
+    """The key of a dict or member of a set, unless hashing it may take long or exhaust the stack.
 
     Raises:
         DamagedPickleError: it cannot be a key.
     """
-    if isinstance(key, tuple):
-        if not levels:
-            raise DamagedPickleError("a key is nested too deeply")
-        for item in key:
-            require_key(item, levels - 1)
-    elif not isinstance(key, str | int | float | bytes | Placeholder | None):
-        raise DamagedPickleError(f"a key is a {type(key).__name__}")
+    parts = [key]
+    for part in parts:  # which grows by the elements of tuples
+        if isinstance(part, tuple):
+            parts.extend(part)
+            if len(parts) > _MOST_KEY_PARTS:  # shared tuples count each time, as in hashing
+                raise DamagedPickleError(f"a key has more than {_MOST_KEY_PARTS} parts")
+        elif not isinstance(part, str | int | float | bytes | Placeholder | None):
+            raise DamagedPickleError(f"a key is a {type(part).__name__}")
+        elif isinstance(part, int) and part.bit_length() > _MOST_KEY_BITS:
+            raise DamagedPickleError(f"a key is a number of more than {_MOST_KEY_BITS} bits")
     return key
 
 
@@ -43,10 +76,11 @@ def require_walkable(tree: Any) -> None:
     pending = [tree]
     while pending:
         node = pending[-1]
-        children = _children(node)
-        if id(node) in measures or not children:
+        if id(node) in measures:
             pending.pop()
-        elif id(node) in entered:
+            continue
+        children = _children(node)
+        if id(node) in entered:
             measures[id(node)] = _measure(children, measures)
             pending.pop()
         else:
@@ -54,12 +88,12 @@ def require_walkable(tree: Any) -> None:
             unmeasured = [child for child in children if id(child) not in measures]
             if any(id(child) in entered for child in unmeasured):
                 raise DamagedPickleError("an object holds itself")
-            pending.extend(child for child in unmeasured if _children(child))
+            pending.extend(child for child in unmeasured if isinstance(child, _CONTAINERS))
 
 
 def _measure(children: list[Any], measures: dict[int, tuple[int, int]]) -> tuple[int, int]:
     known = [measures.get(id(child), (0, 1)) for child in children]
-    levels = 1 + max(levels for levels, _ in known)
+    levels = 1 + max((levels for levels, _ in known), default=0)
     visits = 1 + sum(visits for _, visits in known)
     if levels > _MOST_LEVELS or visits > _MOST_VISITS:
         raise DamagedPickleError(

@@ -145,7 +145,7 @@ def test_source_tells_what_it_assumed(artifacts):
     assert (source.iteration, source.config.vocab_size) == (None, 1100)
     source = MegatronSource(artifacts / "mcore/torch_gqa_untied_tp1pp1")
     assert source.notes == [
-        "the vocabulary has 1152 rows, padding included; --true-vocab-size cuts it"
+        "the vocabulary has 1152 rows; how many are padding is not stored (true vocabulary size)"
     ]
     assert (source.iteration, source.consumed_samples, source.dtype) == (7, 448, "float32")
     assert source.config.rms_norm_eps == 1e-5

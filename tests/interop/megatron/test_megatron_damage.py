@@ -65,6 +65,12 @@ def test_tracker_that_is_binary(checkpoint):
     _refused(checkpoint, "cannot be read as text")
 
 
+def test_tracker_of_absurd_size(checkpoint):
+    with (checkpoint / "latest_checkpointed_iteration.txt").open("wb") as file:
+        file.truncate(64 << 30)  # takes no space
+    _refused(checkpoint, "latest_checkpointed_iteration.txt: has more than 1024 bytes")
+
+
 def test_tracker_that_names_a_missing_folder(checkpoint):
     (checkpoint / "latest_checkpointed_iteration.txt").write_text("6\n")
     _refused(checkpoint, "names 6, but there is no folder iter_0000006")
@@ -88,6 +94,11 @@ def test_empty_folder(tmp_path):
 def test_missing_rank(checkpoint, rank):
     shutil.rmtree(checkpoint / "iter_0000005" / rank)
     _refused(checkpoint, f"{rank} missing")
+
+
+def test_rank_with_an_absurd_number(checkpoint):
+    (checkpoint / "iter_0000005/mp_rank_99999999_99999999").mkdir()
+    _refused(checkpoint, "mp_rank_02_000, .*mp_rank_17_000 and 9999999999999979 more missing")
 
 
 def test_missing_file_of_a_rank(checkpoint):
@@ -197,6 +208,46 @@ def test_copy_of_the_embedding_that_differs(checkpoint):
     with pytest.raises(UserError, match="output_layer.weight differs from .*word_embeddings"):
         source.read("embed_tokens")
     assert source.read("final_norm").shape == (32,)
+
+
+def test_copy_of_the_embedding_with_nan(checkpoint):
+    def spoil(name):
+        return lambda c: c["model"][name][0].fill_(float("nan"))
+
+    _change(checkpoint, _FIRST, spoil("embedding.word_embeddings.weight"))
+    _change(checkpoint, "mp_rank_00_001", spoil("output_layer.weight"))
+    assert np.isnan(MegatronSource(checkpoint).read("embed_tokens")).any()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_size", 64),
+        ("ffn_hidden_size", 8),
+        ("num_attention_heads", 4),
+        ("num_query_groups", 4),
+        ("kv_channels", 4),
+        ("rotary_base", 500000),
+        ("norm_epsilon", 1e-6),
+        ("layernorm_epsilon", 1e-6),
+        ("rotary_seq_len_interpolation_factor", 8),
+        ("swiglu", False),
+    ],
+)
+def test_rank_with_other_arguments(checkpoint, field, value):
+    _change(checkpoint, _LAST, lambda c: setattr(c["args"], field, value))
+    _refused(checkpoint, f"{_LAST}.*args.{field}={value}")
+
+
+def test_ranks_that_store_one_tensor_in_two_dtypes(checkpoint):
+    name = "decoder.layers.0.mlp.linear_fc1.weight"
+    _change(
+        checkpoint,
+        "mp_rank_01_000",
+        lambda c: c["model"].update({name: c["model"][name].bfloat16()}),
+    )
+    message = f"{_FIRST}.*{name} is stored as float32, but as bfloat16 in .*mp_rank_01_000"
+    _refused(checkpoint, message)
 
 
 def test_legacy_copy_of_the_embedding_that_differs(tmp_path):
