@@ -11,7 +11,6 @@ from dongwu_jax.config import ModelConfig
 from dongwu_jax.config.sections import RopeScaling
 from dongwu_jax.errors import UserError
 
-
 # Fields that change what is computed, each with the values that mean a Llama. An absent field means
 # that the code of its time did not know the thing.
 _LLAMA_ONLY: dict[str, tuple[tuple[object, ...], str]] = {
