@@ -11,7 +11,7 @@ from dongwu_jax.interop.hf_config import read_hugging_face_config, read_json
 from dongwu_jax.interop.safetensors_files import read_safetensors
 from dongwu_jax.interop.same_values import same_values
 from dongwu_jax.interop.tensors import common_dtype, mixed_dtype_notes, model_tensors
-from dongwu_jax.interop.torch_files.reader import StoredArray, read_torch_file
+from dongwu_jax.interop.torch_files.reader import read_state_dict
 
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # as transformers prefers them
@@ -154,21 +154,10 @@ def _read_files(files: list[Path]) -> tuple[dict[str, _Stored], dict[str, Path]]
     places: dict[str, Path] = {}
     for file in files:
         found: Mapping[str, _Stored] = (
-            _read_bin(file) if file.suffix == ".bin" else read_safetensors(file)
+            read_state_dict(file) if file.suffix == ".bin" else read_safetensors(file)
         )
         for name, array in found.items():
             if name in places and not name.endswith("inv_freq"):
                 raise UserError(f"{file}: tensor {name} stands in {places[name].name} too")
             stored[name], places[name] = array, file
     return stored, places
-
-
-def _read_bin(file: Path) -> dict[str, StoredArray]:
-    """The tensors of a pickled state dict."""
-    content = read_torch_file(file)
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: must hold a dict of tensors, not a {type(content).__name__}")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, StoredArray):
-            raise UserError(f"{file}: {name!r} is a {type(value).__name__}, not a tensor")
-    return content

@@ -21,7 +21,7 @@ from dongwu_jax.interop.tensors import (
     mixed_dtype_notes,
     model_tensors,
 )
-from dongwu_jax.interop.torch_files.reader import StoredArray, read_torch_file
+from dongwu_jax.interop.torch_files.reader import StoredArray, read_state_dict
 
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
@@ -49,7 +49,7 @@ class MetaSource:
         self.path = path
         self.notes: list[str] = []
         self._files = _rank_files(path)
-        self._ranks = [_read_rank(file) for file in self._files]
+        self._ranks = [read_state_dict(file) for file in self._files]
         self.config = self._read_config()
         whole_rows = self._ranks[0][_EMBEDDING].shape[1:] == (self.config.hidden_size,)
         self._embedding_axis = 0 if whole_rows else 1
@@ -235,16 +235,6 @@ def _rank_files(path: Path) -> list[Path]:
         if number not in numbered:
             raise UserError(f"{path / f'consolidated.{number:02}.pth'}: is missing")
     return [numbered[number] for number in sorted(numbered)]
-
-
-def _read_rank(file: Path) -> dict[str, StoredArray]:
-    content = read_torch_file(file)
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: must hold a dict of tensors, not a {type(content).__name__}")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, StoredArray):
-            raise UserError(f"{file}: {name!r} is a {type(value).__name__}, not a tensor")
-    return content
 
 
 def _is_tiktoken(file: Path) -> bool:

@@ -24,6 +24,7 @@ from dongwu_jax.interop.megatron.stages import (
     padded_vocab_size,
 )
 from dongwu_jax.interop.megatron.tensors import PackedTensor, packed_tensors
+from dongwu_jax.interop.megatron.vocabulary import fit_rows
 from dongwu_jax.interop.targets import DTYPES, PlannedFile, Progress, ReadTensor, cast
 from dongwu_jax.interop.tensors import model_tensors
 from dongwu_jax.interop.torch_files.writer import PendingTensor, TorchFileWriter
@@ -209,17 +210,9 @@ class _PackedReader:
         """The undivided stored tensor, in the target's dtype."""
         stored = packed.pack([self._part(name) for name in packed.parts])
         if packed.row.kind in ("embedding", "head"):
-            stored = _fit_rows(stored, self._target.config.vocab_size, packed.shape[0])
+            stored = fit_rows(stored, self._target.config.vocab_size, packed.shape[0])
         return stored
 
     def _part(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
         return cast(tensor.to_torch(self._read_ours(name)), self._target.dtype, name)
-
-
-def _fit_rows(values: np.ndarray, vocab_size: int, rows: int) -> np.ndarray:
-    """A vocabulary matrix with another number of padding rows."""
-    if rows <= len(values):
-        return values[:rows]
-    repeated = np.broadcast_to(values[vocab_size - 1], (rows - vocab_size, values.shape[1]))
-    return np.concatenate([values[:vocab_size], repeated])

@@ -35,6 +35,21 @@ def read_torch_file(path: Path, offset: int = 0, length: int | None = None) -> A
     return _run(archive.pickle, path, _Storages(archive).load)
 
 
+def read_state_dict(path: Path) -> dict[str, StoredArray]:
+    """The tensors of a file that holds nothing but a flat dict of them.
+
+    Raises:
+        UserError: it holds something else, or see `read_torch_file`.
+    """
+    content = read_torch_file(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold a dict of tensors, not a {type(content).__name__}")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, StoredArray):
+            raise UserError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor")
+    return content
+
+
 def read_pickle(path: Path) -> Any:
     """The object of a bare pickle file, such as .metadata of torch_dist checkpoints.
 
