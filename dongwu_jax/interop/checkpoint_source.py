@@ -20,7 +20,7 @@ class CheckpointSource:
         self.config = self._weights.config
         self.dtype = self._weights.dtype
         self.tokenizer = tokenizer_folder(path)
-        self.iteration: int | None = self._weights.iteration
+        self.iteration = self._weights.iteration or None  # 0: weights without a history
         self.consumed_samples = self._weights.consumed_samples
         self.notes: list[str] = []
         trained = f", iteration {self.iteration}" if self.iteration else ""

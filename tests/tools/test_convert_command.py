@@ -73,6 +73,14 @@ def test_there_and_back(source, tmp_path, capsys, target, flags, found):
     assert "the models are the same" in capsys.readouterr().out
 
 
+def test_weights_without_a_history_become_a_release(source, tmp_path):
+    ours, megatron = tmp_path / "ours", tmp_path / "megatron"
+    assert not exit_code(convert, "--from", source, "--to", ours, "--to-format", "dongwu")
+    assert not exit_code(convert, "--from", ours, "--to", megatron, "--to-format", "megatron")
+    assert (megatron / "latest_checkpointed_iteration.txt").read_text() == "release"
+    assert open_source(megatron).iteration is None
+
+
 def test_dry_run_writes_nothing(source, tmp_path, capsys):
     common = ["--from", source, "--to", tmp_path / "out", "--to-format", "megatron"]
     assert not exit_code(convert, *common, "--target-tensor-parallel-size", 2, "--dry-run")
