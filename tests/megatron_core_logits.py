@@ -19,14 +19,14 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import TransformerConfig
 
 
-class _NoRandomness:
+class NoRandomness:
     """Stands for the tracker of GPU random states, which dropout of 0 does not need."""
 
     def fork(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
 
-def _model(args: argparse.Namespace) -> GPTModel:
+def megatron_model(args: argparse.Namespace) -> GPTModel:
     """What Megatron builds from a checkpoint's arguments."""
     config = TransformerConfig(
         num_layers=args.num_layers,
@@ -45,8 +45,8 @@ def _model(args: argparse.Namespace) -> GPTModel:
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
+        hidden_dropout=args.hidden_dropout,
+        attention_dropout=args.attention_dropout,
     )
     return GPTModel(
         config,
@@ -55,6 +55,7 @@ def _model(args: argparse.Namespace) -> GPTModel:
         max_sequence_length=args.max_position_embeddings,
         position_embedding_type=args.position_embedding_type,
         rotary_base=args.rotary_base,
+        rotary_percent=args.rotary_percent,
         seq_len_interpolation_factor=args.rotary_seq_len_interpolation_factor,
         share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
     ).eval()
@@ -63,7 +64,7 @@ def _model(args: argparse.Namespace) -> GPTModel:
 def _logits(folder: Path, tokens: torch.Tensor) -> np.ndarray:
     """Of a checkpoint, every key of which must match the model's."""
     args = dist_checkpointing.load_common_state_dict(str(folder))["args"]
-    model = _model(args)
+    model = megatron_model(args)
     loaded = dist_checkpointing.load({"model": model.sharded_state_dict()}, str(folder))
     model.load_state_dict(loaded["model"], strict=True)
     length = tokens.shape[1]
@@ -79,7 +80,7 @@ def main(tokens_file: str, *folders: str) -> None:
     torch.distributed.init_process_group("gloo", rank=0, world_size=1, init_method=rendezvous)
     parallel_state.initialize_model_parallel(1, 1)
     torch.cuda.current_device = lambda: "cpu"
-    tensor_parallel.get_cuda_rng_tracker = _NoRandomness
+    tensor_parallel.get_cuda_rng_tracker = NoRandomness
     tokens = torch.from_numpy(np.load(tokens_file))
     for folder in map(Path, folders):
         np.save(folder / "logits.npy", _logits(folder, tokens))

@@ -9,6 +9,7 @@ import numpy as np
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.model_source import MEGATRON_FORMATS, ModelSource
+from dongwu_jax.interop.same_values import same_values
 from dongwu_jax.interop.tensors import model_tensors
 
 _SHAPE_SETTINGS = (
@@ -89,10 +90,7 @@ def _equal(first: np.ndarray, second: np.ndarray) -> bool:
         coarser = min(first.dtype, second.dtype, key=lambda dtype: ml_dtypes.finfo(dtype).nmant)
         with np.errstate(over="ignore"):
             first, second = first.astype(coarser), second.astype(coarser)
-    bits = f"u{first.dtype.itemsize}"
-    return np.array_equal(
-        np.ascontiguousarray(first).view(bits), np.ascontiguousarray(second).view(bits)
-    )
+    return same_values(first, second)
 
 
 def _largest_difference(first: np.ndarray, second: np.ndarray) -> float:

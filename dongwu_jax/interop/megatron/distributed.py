@@ -13,12 +13,12 @@ from dongwu_jax.interop.megatron.moments import ShardedMoments, sharded_moments
 from dongwu_jax.interop.megatron.sharded_index import INDEX
 from dongwu_jax.interop.megatron.sharded_model import ShardedModel
 from dongwu_jax.interop.megatron.sharded_tensors import COMPLETE_MARK, ShardedTensors
+from dongwu_jax.interop.megatron.tokenizer_folder import find_tokenizer
 from dongwu_jax.interop.tensors import common_dtype, mixed_dtype_notes
 from dongwu_jax.interop.torch_files.reader import read_torch_file
 
 COMMON_STATE = "common_state/shard_0_1"
 COMMON_FILE = "common.pt"  # instead of the object, up to 2025
-TOKENIZER = "tokenizer"
 
 _EMBEDDING = "embedding.word_embeddings.weight"
 _HEAD = "output_layer.weight"
@@ -75,11 +75,7 @@ class TorchDistSource:
     @property
     def tokenizer(self) -> Path | None:
         """The folder `tokenizer` beside the weights, or above them."""
-        iteration = self._shards.folder
-        for folder in (iteration / TOKENIZER, iteration.parent / TOKENIZER):
-            if (folder / "tokenizer.json").is_file() or any(folder.glob("*.model")):
-                return folder
-        return None
+        return find_tokenizer(self._shards.folder)
 
     def names(self) -> list[str]:
         """Our names of all tensors."""

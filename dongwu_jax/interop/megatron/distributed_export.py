@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dongwu_jax.config import ModelConfig
-from dongwu_jax.data.tokenizers import tokenizer_files
-from dongwu_jax.interop.megatron.distributed import COMMON_FILE, COMMON_STATE, TOKENIZER
+from dongwu_jax.interop.megatron.distributed import COMMON_FILE, COMMON_STATE
 from dongwu_jax.interop.megatron.export_arguments import export_arguments
 from dongwu_jax.interop.megatron.folders import iteration_folder_name, write_tracker
 from dongwu_jax.interop.megatron.sharded_index import Shape
@@ -19,13 +17,14 @@ from dongwu_jax.interop.megatron.sharded_writer import (
     DATA_FILE,
     ShardedTensorsWriter,
     torch_file,
-    write_file,
 )
 from dongwu_jax.interop.megatron.stages import MegatronLayout, check_layout
 from dongwu_jax.interop.megatron.tensors import PackedTensor, packed_tensors
+from dongwu_jax.interop.megatron.tokenizer_folder import copy_tokenizer
 from dongwu_jax.interop.megatron.vocabulary import fit_rows
 from dongwu_jax.interop.targets import PlannedFile, Progress, ReadTensor, cast
 from dongwu_jax.interop.tensors import Tensor, model_tensors
+from dongwu_jax.output_files import write_output_file
 
 _LAYOUT = MegatronLayout(naming="mcore_te")  # undivided: Megatron divides it while loading
 
@@ -87,8 +86,8 @@ class TorchDistTarget:
         }
         inner = folder / self._folder_name
         inner.mkdir()
-        self._copy_tokenizer(folder / TOKENIZER)
-        write_file(inner / COMMON_FILE, torch_file(common))  # for versions up to core 0.16
+        copy_tokenizer(self.tokenizer, folder)
+        write_output_file(inner / COMMON_FILE, torch_file(common))  # for versions up to core 0.16
         with ShardedTensorsWriter(inner) as writer:
             for packed in self._packed:
                 self._write_tensor(writer, packed, read, progress)
@@ -125,13 +124,6 @@ class TorchDistTarget:
         args.ckpt_format = "torch_dist"
         args.use_dist_ckpt = True
         return args
-
-    def _copy_tokenizer(self, folder: Path) -> None:
-        if self.tokenizer is None:
-            return
-        folder.mkdir()
-        for file in tokenizer_files(self.tokenizer):
-            shutil.copyfile(file, folder / file.name)
 
     def _write_tensor(
         self,

@@ -1,6 +1,5 @@
 """Writing a Megatron-LM checkpoint in torch format, in any naming and layout."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from dongwu_jax.config import ModelConfig
-from dongwu_jax.data.tokenizers import tokenizer_files
 from dongwu_jax.interop.megatron.export_arguments import export_arguments
 from dongwu_jax.interop.megatron.folders import (
     iteration_folder_name,
@@ -24,6 +22,7 @@ from dongwu_jax.interop.megatron.stages import (
     padded_vocab_size,
 )
 from dongwu_jax.interop.megatron.tensors import PackedTensor, packed_tensors
+from dongwu_jax.interop.megatron.tokenizer_folder import copy_tokenizer
 from dongwu_jax.interop.megatron.vocabulary import fit_rows
 from dongwu_jax.interop.targets import DTYPES, PlannedFile, Progress, ReadTensor, cast
 from dongwu_jax.interop.tensors import model_tensors
@@ -90,10 +89,7 @@ class MegatronTarget:
         reader = _PackedReader(self, read)
         for stage in range(self.layout.pipeline_parallel):
             self._write_stage(folder, stage, arguments, reader, progress)
-        if self.tokenizer is not None:
-            (folder / "tokenizer").mkdir()
-            for file in tokenizer_files(self.tokenizer):
-                shutil.copyfile(file, folder / "tokenizer" / file.name)
+        copy_tokenizer(self.tokenizer, folder)
         write_tracker(folder, self.iteration)
 
     def _write_stage(

@@ -6,7 +6,6 @@ are there, and the mark of a complete checkpoint last.
 
 import io
 import json
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +21,7 @@ from dongwu_jax.interop.torch_files.writer import (
     TorchFileWriter,
     dump_pickle,
 )
+from dongwu_jax.output_files import write_output_file
 
 DATA_FILE = "__0_0.distcp"
 
@@ -92,8 +92,8 @@ class ShardedTensorsWriter:
         metadata = Instance(
             _torch_class("Metadata"), (self._descriptions, None, dict(self._storage))
         )
-        write_file(self._folder / INDEX, dump_pickle(metadata))
-        write_file(self._folder / COMPLETE_MARK, json.dumps(_BACKEND).encode())
+        write_output_file(self._folder / INDEX, dump_pickle(metadata))
+        write_output_file(self._folder / COMPLETE_MARK, json.dumps(_BACKEND).encode())
 
 
 def torch_file(tree: Any) -> bytes:
@@ -101,13 +101,6 @@ def torch_file(tree: Any) -> bytes:
     file = io.BytesIO()
     TorchFileWriter(file, tree).close()
     return file.getvalue()
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a small file so that it never exists in part."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _tensor_description(shape: Shape, dtype: np.dtype, chunks: list[Instance]) -> Instance:

@@ -17,6 +17,7 @@ from dongwu_jax.interop.megatron.folders import find_iteration_folder
 from dongwu_jax.interop.megatron.shards import Meaning, Shard, ShardedWeights, read_rank_files
 from dongwu_jax.interop.megatron.stages import MegatronLayout
 from dongwu_jax.interop.megatron.tensors import PackedTensor, QkvOrder, packed_tensors
+from dongwu_jax.interop.megatron.tokenizer_folder import find_tokenizer
 from dongwu_jax.interop.same_values import same_values
 from dongwu_jax.interop.targets import DTYPES
 from dongwu_jax.interop.tensors import (
@@ -102,11 +103,7 @@ class MegatronSource:
     @property
     def tokenizer(self) -> Path | None:
         """The folder `tokenizer` beside the weights, or above them."""
-        iteration = self.weights.folder.path
-        for folder in (iteration / "tokenizer", iteration.parent / "tokenizer"):
-            if (folder / "tokenizer.json").is_file() or any(folder.glob("*.model")):
-                return folder
-        return None
+        return find_tokenizer(self.weights.folder.path)
 
     def with_weights(self, weights: ShardedWeights) -> "MegatronSource":
         """The same model with other values of the same shapes, such as an optimizer's."""
