@@ -1,5 +1,7 @@
 """The whole run, and the checks that involve more than one section."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from dongwu_jax.config.sections import (
@@ -135,17 +137,24 @@ class RunConfig(Section):
         """
         shape = self.mesh_shape(device_count)
         model, training = self.model, self.training
-        for logical_axis, mesh_axis, name, size in (
-            ("heads", "tensor", "model.num_heads", model.num_heads),
-            ("kv_heads", "tensor", "model.num_kv_heads", model.kv_heads),
-            ("mlp", "tensor", "model.intermediate_size", model.intermediate_size),
-            ("vocab", "tensor", "model.padded_vocab_size (or vocab_size)", model.vocab_rows),
-            ("embed", "fsdp", "model.hidden_size", model.hidden_size),
+        shards = shape["fsdp"] * shape["context"] * shape["pipe"]
+        for logical_axis, mesh_axis, parts, name, size in (
+            ("heads", "tensor", shape["tensor"], "model.num_heads", model.num_heads),
+            ("kv_heads", "tensor", shape["tensor"], "model.num_kv_heads", model.kv_heads),
+            ("mlp", "tensor", shape["tensor"], "model.intermediate_size", model.intermediate_size),
+            (
+                "vocab",
+                "tensor",
+                shape["tensor"],
+                "model.padded_vocab_size (or vocab_size)",
+                model.vocab_rows,
+            ),
+            ("embed", "fsdp x context x pipe", shards, "model.hidden_size", model.hidden_size),
         ):
             # A rule of the user's own is checked where the arrays are laid out.
-            if logical_axis not in self.sharding.rules and size % shape[mesh_axis]:
+            if logical_axis not in self.sharding.rules and size % parts:
                 raise ValueError(
-                    f"{name}={size} is not divisible by mesh.{mesh_axis}={shape[mesh_axis]}; "
+                    f"{name}={size} is not divisible by mesh.{mesh_axis}={parts}; "
                     f"change one of them, or do not split it: sharding.rules.{logical_axis}=null"
                 )
         replicas = shape["data"] * shape["fsdp"]
@@ -156,9 +165,89 @@ class RunConfig(Section):
                 f"micro_batch_size={training.micro_batch_size} x data-parallel replicas="
                 f"{replicas} (data {shape['data']} x fsdp {shape['fsdp']})"
             )
+        self._check_sequence(device_count)
+        self._check_pipeline(device_count)
 
     def accumulation_steps(self, device_count: int) -> int:
         """Micro batches per optimizer step."""
         shape = self.mesh_shape(device_count)
         rows = self.training.micro_batch_size * shape["data"] * shape["fsdp"]
         return self.training.global_batch_size // rows
+
+    def pipeline_micro_batches(self, device_count: int) -> int:
+        """Micro batches that are in the pipeline together."""
+        return self.training.pipeline_micro_batches or self.accumulation_steps(device_count)
+
+    def context_attention(self, device_count: int) -> Literal["ulysses", "ring"]:
+        """How attention reaches over the shards of a sequence; ulysses where there is one."""
+        chosen = self.sharding.context_attention
+        if chosen != "auto":
+            return chosen
+        return "ring" if self._uneven_heads(device_count) else "ulysses"
+
+    def _uneven_heads(self, device_count: int) -> bool:
+        shape = self.mesh_shape(device_count)
+        tensor = shape["tensor"] if "kv_heads" not in self.sharding.rules else 1
+        return shape["context"] > 1 and bool(self.model.kv_heads % (tensor * shape["context"]))
+
+    def _check_sequence(self, device_count: int) -> None:
+        """The sequence must divide among the devices that share it."""
+        shape = self.mesh_shape(device_count)
+        context, tensor, length = shape["context"], shape["tensor"], self.data.sequence_length
+        if self._uneven_heads(device_count) and self.sharding.context_attention == "ulysses":
+            raise ValueError(
+                f"sharding.context_attention=ulysses: mesh.tensor={tensor} x mesh.context={context}"
+                f" does not divide the {self.model.kv_heads} key/value heads; use ring"
+            )
+        if context > 1 and "kv_heads" in self.sharding.rules and tensor > 1:
+            raise ValueError(
+                "sharding.rules.kv_heads cannot be changed where mesh.context > 1 and "
+                "mesh.tensor > 1; lower mesh.tensor to a divisor of model.num_kv_heads"
+            )
+        parts = context * (2 if self.context_attention(device_count) == "ring" else 1)
+        if length % parts:
+            raise ValueError(
+                f"data.sequence_length={length} is not divisible by {parts} parts (mesh.context="
+                f"{context}{', two each for ring attention' if parts > context else ''})"
+            )
+        if "residual_length" not in self.sharding.rules and length % (context * tensor):
+            raise ValueError(
+                f"data.sequence_length={length} is not divisible by mesh.context={context} x "
+                f"mesh.tensor={tensor}, which split it between blocks; change one of them, or let "
+                "tensor leave it whole: sharding.rules.residual_length=[context]"
+            )
+
+    def _check_pipeline(self, device_count: int) -> None:
+        """Layers and micro batches must divide among the stages."""
+        stages = self.mesh_shape(device_count)["pipe"]
+        training, layers = self.training, self.model.num_layers
+        if stages == 1:
+            for name in ("virtual_stages", "pipeline_micro_batches"):
+                if getattr(training, name) not in (None, 1):
+                    raise ValueError(
+                        f"training.{name}={getattr(training, name)} means something only with "
+                        "mesh.pipe > 1"
+                    )
+            return
+        pieces = stages * training.virtual_stages
+        if layers % pieces:
+            raise ValueError(
+                f"model.num_layers={layers} is not divisible by mesh.pipe={stages} x "
+                f"training.virtual_stages={training.virtual_stages}"
+            )
+        steps, together = (
+            self.accumulation_steps(device_count),
+            self.pipeline_micro_batches(device_count),
+        )
+        if together % stages:
+            field = (
+                "training.pipeline_micro_batches"
+                if training.pipeline_micro_batches
+                else "training.global_batch_size / (micro_batch_size x data x fsdp)"
+            )
+            raise ValueError(f"{field}={together} is not a multiple of mesh.pipe={stages}")
+        if steps % together:
+            raise ValueError(
+                f"training.pipeline_micro_batches={together} does not divide the {steps} micro "
+                "batches of a step"
+            )

@@ -117,15 +117,19 @@ class ModelConfig(Section):
 class MeshConfig(Section):
     """How devices are arranged. The product of all axes is the number of devices."""
 
-    pipe: Literal[1] = Field(1, description="pipeline stages (not available yet)")
+    pipe: PositiveInt = Field(1, description="pipeline stages, each with its share of the layers")
     data: int = Field(
         -1, description="replicas that split the batch; -1: all devices the other axes leave over"
     )
     fsdp: PositiveInt = Field(
         1, description="shards of parameters, gradients and optimizer state; splits the batch too"
     )
-    context: Literal[1] = Field(1, description="shards of the sequence (not available yet)")
-    tensor: PositiveInt = Field(1, description="shards of heads, feed-forward and vocabulary")
+    context: PositiveInt = Field(
+        1, description="shards of the sequence; splits weights as fsdp does"
+    )
+    tensor: PositiveInt = Field(
+        1, description="shards of heads, feed-forward, vocabulary and, between blocks, the sequence"
+    )
 
 
 class ShardingConfig(Section):
@@ -134,7 +138,12 @@ class ShardingConfig(Section):
     rules: dict[str, list[str] | str | None] = Field(
         default_factory=dict,
         description="overrides of the default rules, e.g. {mlp: [tensor], embed: null}; "
-        "docs/training.md lists the defaults",
+        "docs/parallelism.md lists the defaults",
+    )
+    context_attention: Literal["auto", "ulysses", "ring"] = Field(
+        "auto",
+        description="attention over mesh.context. ulysses: heads are exchanged for length; ring: "
+        "keys and values travel round; auto: ulysses where tensor x context divides the kv heads",
     )
 
 
@@ -226,6 +235,16 @@ class TrainingConfig(Section):
         description="what the backward pass recomputes. none: nothing; minimal: only what is cheap "
         "(saves every matmul); qkv_attention, attention: save only those; full: whole blocks",
     )
+    virtual_stages: PositiveInt = Field(
+        1,
+        description="times a micro batch goes round the pipeline: more make the bubble smaller and "
+        "the messages more frequent; pipe x virtual_stages must divide the layers",
+    )
+    pipeline_micro_batches: PositiveInt | None = Field(
+        None,
+        description="micro batches that are in the pipeline together, a multiple of mesh.pipe; "
+        "null: all of a step. More make the bubble smaller and need more memory",
+    )
     scan_layers: bool = Field(
         False, description="compile one block and loop over it: compiles faster, runs slower"
     )
@@ -275,6 +294,10 @@ class PrecisionConfig(Section):
 
     compute_dtype: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="format of activations and matrix products"
+    )
+    grad_reduce_dtype: Literal["bfloat16", "float32"] = Field(
+        "float32",
+        description="format in which gradients are summed over devices; bfloat16 halves the bytes",
     )
     attention: Literal["auto", "cudnn", "xla"] = Field(
         "auto", description="attention kernel; auto: cudnn on GPU where it can, else xla"

@@ -10,6 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
+from dongwu_jax.parallel.context import Attend, ulysses
+from dongwu_jax.parallel.sharding import LogicalSharding
 
 Implementation = Literal["cudnn", "xla"]
 
@@ -51,6 +53,17 @@ def _cudnn_obstacle(config: ModelConfig, dtype: str, platform: str) -> str | Non
             f"not {config.width_per_head}"
         )
     return None
+
+
+def make_attention(implementation: Implementation, sharding: LogicalSharding) -> Attend:
+    """Causal attention of (query, key, value) on this mesh, however it splits the sequences."""
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        return causal_attention(query, key, value, implementation)
+
+    if sharding.size("context") == 1:
+        return attend
+    return ulysses(attend)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dongwu_jax.models.attention import cached_attention
-from dongwu_jax.models.llama import Llama, rms_norm
+from dongwu_jax.models.llama import Llama
 from dongwu_jax.models.rope import rotary_tables
 
 # Keys and values of each block, [batch, capacity, kv_heads, head_dim]; slot p holds position p.
@@ -42,4 +42,4 @@ def cached_hidden_states(
 
     for block in model.layers:
         x = block(x, rotary, attend)
-    return rms_norm(x, model.final_norm[...], model.config.rms_norm_eps), updated
+    return model.normalise(x), updated

@@ -17,9 +17,10 @@ from jax.ad_checkpoint import checkpoint_name
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.models.remat import rematerialize
 from dongwu_jax.models.rope import apply_rotary, rotary_tables
+from dongwu_jax.parallel.context import Attend
 from dongwu_jax.parallel.sharding import constrain
+from dongwu_jax.parallel.weights import use_weight
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 RotaryTables = tuple[jax.Array, jax.Array]
 
 
@@ -75,16 +76,13 @@ class Attention(nnx.Module):
             key = key + self.k_bias[...].astype(x.dtype)
             value = value + self.v_bias[...].astype(x.dtype)
         query, key, value = (checkpoint_name(y, "qkv") for y in (query, key, value))
-        query = constrain(
-            apply_rotary(query, rotary), "batch", "attention_length", "heads", "head_dim"
-        )
-        key = constrain(
-            apply_rotary(key, rotary), "batch", "attention_length", "kv_heads", "head_dim"
-        )
-        value = constrain(value, "batch", "attention_length", "kv_heads", "head_dim")
-        mixed = attend(query, key, value)
+        query = constrain(apply_rotary(query, rotary), "batch", "length", "heads", "head_dim")
+        key = constrain(apply_rotary(key, rotary), "batch", "length", "kv_heads", "head_dim")
+        value = constrain(value, "batch", "length", "kv_heads", "head_dim")
+        mixed = constrain(attend(query, key, value), "batch", "length", "heads", "head_dim")
+        output = jnp.einsum("btnh,nhd->btd", mixed, self.o_proj[...])
         return checkpoint_name(
-            jnp.einsum("btnh,nhd->btd", mixed, self.o_proj[...]), "attention_output"
+            constrain(output, "batch", "residual_length", "hidden"), "attention_output"
         )
 
 
@@ -102,8 +100,9 @@ class MLP(nnx.Module):
         """[batch, length, embed] -> [batch, length, embed]."""
         gate = checkpoint_name(jnp.einsum("btd,df->btf", x, self.gate_proj[...]), "gate_up")
         up = checkpoint_name(jnp.einsum("btd,df->btf", x, self.up_proj[...]), "gate_up")
-        inner = constrain(jax.nn.silu(gate) * up, "batch", "attention_length", "mlp")
-        return jnp.einsum("btf,fd->btd", inner, self.down_proj[...])
+        inner = constrain(jax.nn.silu(gate) * up, "batch", "length", "mlp")
+        output = jnp.einsum("btf,fd->btd", inner, self.down_proj[...])
+        return constrain(output, "batch", "residual_length", "hidden")
 
 
 class Block(nnx.Module):
@@ -118,10 +117,12 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, rotary: RotaryTables, attend: Attend) -> jax.Array:
         """[batch, length, embed] -> [batch, length, embed]."""
-        normalised = rms_norm(x, self.attention_norm[...], self.epsilon)
-        x = constrain(x + self.attention(normalised, rotary, attend), "batch", "length", "hidden")
-        normalised = rms_norm(x, self.mlp_norm[...], self.epsilon)
-        return constrain(x + self.mlp(normalised), "batch", "length", "hidden")
+        x = x + self.attention(self._normalise(x, self.attention_norm), rotary, attend)
+        return x + self.mlp(self._normalise(x, self.mlp_norm))
+
+    def _normalise(self, x: jax.Array, scale: nnx.Param) -> jax.Array:
+        normalised = rms_norm(x, scale[...], self.epsilon)
+        return constrain(normalised, "batch", "length", "hidden")
 
 
 class Llama(nnx.Module):
@@ -139,10 +140,7 @@ class Llama(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int32 [batch, length] -> [batch, length, embed]."""
-        # Gather the embed axis first: a lookup in a table split both ways makes the compiler
-        # fall back to replicating the result.
-        table = constrain(self.embed_tokens[...], "vocab", "hidden")
-        return constrain(table[tokens], "batch", "length", "hidden")
+        return constrain(in_use(self.embed_tokens)[tokens], "batch", "residual_length", "hidden")
 
     def hidden_states(
         self,
@@ -165,28 +163,58 @@ class Llama(nnx.Module):
         """
         x = self.embed(tokens)
         rotary = rotary_tables(positions, self.config)
-        graph, _ = nnx.split(self.layers[0])
         weights = [nnx.state(layer) for layer in self.layers]
-        run = rematerialize(
-            lambda x, weights: nnx.merge(graph, weights)(x, rotary, attend), remat, scan_layers
-        )
+        run = block_function(nnx.graphdef(self.layers[0]), rotary, attend, remat, scan_layers)
         if scan_layers:
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
             x, _ = jax.lax.scan(lambda x, weights: (run(x, weights), None), x, stacked)
         else:
             for block_weights in weights:
                 x = run(x, block_weights)
-        return rms_norm(x, self.final_norm[...], self.config.rms_norm_eps)
+        return self.normalise(x)
+
+    def normalise(self, x: jax.Array) -> jax.Array:
+        """The final norm of the last block's output."""
+        normalised = rms_norm(x, self.final_norm[...], self.config.rms_norm_eps)
+        return constrain(normalised, "batch", "length", "hidden")
 
     def head(self) -> jax.Array:
         """The output matrix, [embed, vocab]."""
         if self.config.tie_word_embeddings:
-            return self.embed_tokens[...].T
-        return self.lm_head[...]
+            return in_use(self.embed_tokens).T
+        return in_use(self.lm_head)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """[batch, length, embed] -> [batch, length, vocab], in the dtype of `hidden`."""
-        head = constrain(self.head(), "hidden", "vocab")
-        return constrain(
-            jnp.einsum("btd,dv->btv", hidden, head), "batch", "attention_length", "vocab"
+    def logits(self, hidden: jax.Array, head: jax.Array | None = None) -> jax.Array:
+        """[batch, length, embed] -> [batch, length, vocab], in the dtype of `hidden`.
+
+        Args:
+            head: what `head()` gives, when many calls shall share it.
+        """
+        head = self.head() if head is None else head
+        return constrain(jnp.einsum("btd,dv->btv", hidden, head), "batch", "length", "vocab")
+
+
+def block_function(
+    graph: nnx.GraphDef, rotary: RotaryTables, attend: Attend, remat: str, inside_scan: bool
+) -> Callable[[jax.Array, nnx.State], jax.Array]:
+    """(activations, a block's weights) -> activations, keeping for the backward what `remat` names.
+
+    Args:
+        graph: the structure of a block.
+        inside_scan: whether the caller loops over blocks with a scan.
+    """
+
+    def run(x: jax.Array, weights: nnx.State) -> jax.Array:
+        joined = jax.tree.map(
+            lambda weight: weight.replace(in_use(weight)),
+            weights,
+            is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
         )
+        return nnx.merge(graph, joined)(x, rotary, attend)
+
+    return rematerialize(run, remat, inside_scan)
+
+
+def in_use(weight: nnx.Param) -> jax.Array:
+    """The weight as a computation needs it, wherever its parts lie."""
+    return use_weight(weight[...], weight.get_metadata("axes"))

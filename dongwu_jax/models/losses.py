@@ -60,15 +60,15 @@ def next_token_losses(
     Args:
         hidden: [batch, length, embed].
         labels: int32 [batch, length].
-        chunk_tokens: positions whose logits exist at once, a divisor of length; they are computed
-            again in the backward pass. 0: all at once, kept.
+        chunk_tokens: positions whose logits exist at once, a divisor of length unless longer;
+            they are computed again in the backward pass. 0: all at once, kept.
 
     Returns:
         float32 [batch, length].
     """
-    losses = partial(_head_losses, model)
+    losses = partial(_head_losses, model, model.head())
     batch, length = labels.shape
-    if chunk_tokens in (0, length):
+    if chunk_tokens == 0 or chunk_tokens >= length:
         return losses(hidden, labels)
     chunks = (
         hidden.reshape(batch, -1, chunk_tokens, hidden.shape[-1]).swapaxes(0, 1),
@@ -79,8 +79,8 @@ def next_token_losses(
     return per_chunk.swapaxes(0, 1).reshape(batch, length)
 
 
-def _head_losses(model: Llama, hidden: jax.Array, labels: jax.Array) -> jax.Array:
-    logits = model.logits(hidden)
+def _head_losses(model: Llama, head: jax.Array, hidden: jax.Array, labels: jax.Array) -> jax.Array:
+    logits = model.logits(hidden, head)
     config = model.config
     if config.vocab_rows > config.vocab_size and not config.padded_vocab_in_softmax:
         vocabulary = jnp.arange(config.vocab_rows)

@@ -16,7 +16,7 @@ from jax.nn.initializers import Initializer
 from jax.sharding import Sharding
 
 from dongwu_jax.config import ModelConfig
-from dongwu_jax.models.llama import Llama
+from dongwu_jax.models.llama import Block, Llama
 from dongwu_jax.parallel.sharding import LogicalAxes, LogicalSharding
 
 Parameters = dict[Any, Any]
@@ -97,17 +97,37 @@ def parameter_tree(named: Mapping[str, Any]) -> Parameters:
 
 
 def bind(config: ModelConfig, parameters: Parameters) -> Llama:
-    """The modules over these arrays; cheap enough to call inside a traced function."""
+    """The modules over these arrays; cheap enough to call inside a traced function.
+
+    What is not among the arrays (a pipeline stage has no layers of others) cannot be computed with.
+    """
     graph, abstract = _abstract_model(config)
     state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the next line writes into it
     nnx.replace_by_pure_dict(state, parameters)
     return nnx.merge(graph, state)
 
 
+def block_structure(config: ModelConfig) -> nnx.GraphDef:
+    """The modules of one block without their weights."""
+    return _abstract_block(config)[0]
+
+
+def block_state(config: ModelConfig, weights: Parameters) -> nnx.State:
+    """One block's weights, or several blocks' stacked, as its modules take them."""
+    state = jax.tree.map(lambda leaf: leaf, _abstract_block(config)[1])
+    nnx.replace_by_pure_dict(state, weights)
+    return state
+
+
 @functools.lru_cache(maxsize=8)
 def _abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure and abstract state of the modules; both are only read."""
     return nnx.split(Llama(config))
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract_block(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(Block(config))
 
 
 def cast_matrices(parameters: Parameters, dtype: str) -> Parameters:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import jax
 
+from dongwu_jax.parallel.weights import GATHERED, joins_weights
+
 _SAVED_NAMES: dict[str, tuple[str, ...]] = {
     "full": (),
     "attention": ("attention",),
@@ -23,10 +25,11 @@ def rematerialize(block: Callable, policy: str, inside_scan: bool) -> Callable:
         policy: "none" (keep everything), "minimal", "qkv_attention", "attention" or "full".
         inside_scan: a scan already keeps the compiler from merging forward and recomputation.
     """
-    if policy == "none":
+    policies = jax.checkpoint_policies
+    if policy != "none":
+        keep = policies.save_only_these_names(*_SAVED_NAMES[policy])
+    elif joins_weights():  # joined weights are never kept: the backward pass joins them again
+        keep = policies.save_anything_except_these_names(GATHERED)
+    else:
         return block
-    return jax.checkpoint(
-        block,
-        policy=jax.checkpoint_policies.save_only_these_names(*_SAVED_NAMES[policy]),
-        prevent_cse=not inside_scan,
-    )
+    return jax.checkpoint(block, policy=keep, prevent_cse=not inside_scan)

@@ -7,6 +7,10 @@ from jax.sharding import AxisType, Mesh
 
 MESH_AXES = ("pipe", "data", "fsdp", "context", "tensor")
 
+# The training step writes out its collectives over these axes; those over `tensor` are left to the
+# compiler, which derives them from the rules.
+MANUAL_AXES = ("pipe", "data", "fsdp", "context")
+
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arrange devices along the mesh axes.

@@ -15,28 +15,38 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dongwu_jax.errors import UserError
-from dongwu_jax.parallel.mesh import MESH_AXES
+from dongwu_jax.parallel.mesh import MANUAL_AXES, MESH_AXES
 
 LogicalAxes = tuple[str, ...]
 Rules = dict[str, tuple[str, ...]]
 
-DEFAULT_RULES: Rules = {
-    # weights
+# How weights, their gradients and the optimizer state are stored. `embed` is the dimension that
+# fsdp, context and pipe split; adding data splits the optimizer state over replicas (ZeRO-1).
+WEIGHT_RULES: Rules = {
     "vocab": ("tensor",),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "context", "pipe"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
     "norm": (),
-    # activations; micro batches are worked off one by one; "length" is the sequence outside
-    # attention, "attention_length" inside it
-    "micro_batches": (),
+}
+# `length` is the sequence inside feed-forward and loss, `residual_length` that of the residual
+# stream between blocks (Megatron's sequence parallelism), `attention_length` that of attention.
+ACTIVATION_RULES: Rules = {
     "batch": ("data", "fsdp"),
     "length": ("context",),
+    "residual_length": ("context", "tensor"),
     "attention_length": (),
+    "attention_heads": ("tensor", "context"),
+    "attention_kv_heads": ("tensor", "context"),
     "hidden": (),
 }
+DEFAULT_RULES: Rules = WEIGHT_RULES | ACTIVATION_RULES
+# Dimensions that are worked off one by one.
+_UNSPLIT: Rules = {"layers": (), "micro_batches": ()}
+# The axes that may split one dimension of a weight, in the order in which they do.
+STORAGE_ORDER = ("fsdp", "context", "data", "pipe")
 
 
 def resolve_rules(overrides: Mapping[str, Sequence[str] | str | None]) -> Rules:
@@ -58,8 +68,30 @@ def resolve_rules(overrides: Mapping[str, Sequence[str] | str | None]) -> Rules:
                     f"sharding.rules.{name}: unknown mesh axis {axis!r}; "
                     f"mesh axes are {', '.join(MESH_AXES)}"
                 )
+        _check_manual_axes(name, chosen)
         rules[name] = chosen
-    return rules
+    return rules | _UNSPLIT
+
+
+def _check_manual_axes(name: str, chosen: tuple[str, ...]) -> None:
+    """What the training step writes out by hand is not a matter of rules."""
+    manual = tuple(axis for axis in chosen if axis in MANUAL_AXES)
+    if name in ACTIVATION_RULES:
+        fixed = tuple(axis for axis in ACTIVATION_RULES[name] if axis in MANUAL_AXES)
+        if manual != fixed:
+            raise UserError(
+                f"sharding.rules.{name}={list(chosen)}: {name} is always split over "
+                f"{list(fixed)}; only `tensor` can be added or left out"
+            )
+        return
+    if manual and "tensor" in chosen:
+        raise UserError(
+            f"sharding.rules.{name}={list(chosen)}: `tensor` splits a dimension of a weight alone; "
+            "give the other axes to another dimension"
+        )
+    order = [axis for axis in STORAGE_ORDER if axis in manual]
+    if list(manual) != order:
+        raise UserError(f"sharding.rules.{name}={list(chosen)}: write the axes in order: {order}")
 
 
 @dataclass(frozen=True)
@@ -68,6 +100,7 @@ class LogicalSharding:
 
     mesh: Mesh
     rules: Rules
+    grad_reduce_dtype: str = "float32"  # in which gradients are summed over devices
 
     def spec(self, axes: LogicalAxes) -> PartitionSpec:
         """Which mesh axes split each dimension.
@@ -75,7 +108,7 @@ class LogicalSharding:
         Raises:
             UserError: two dimensions of one array map to the same mesh axis of size above 1.
         """
-        entries = [self._mesh_axes(name) for name in axes]
+        entries = [self.mesh_axes(name) for name in axes]
         used: dict[str, str] = {}
         for name, entry in zip(axes, entries, strict=True):
             for mesh_axis in entry:
@@ -96,7 +129,7 @@ class LogicalSharding:
         """
         spec = self.spec(axes)
         for name, size in zip(axes, shape, strict=True):
-            mesh_axes = self._mesh_axes(name)
+            mesh_axes = self.mesh_axes(name)
             shards = math.prod(self.mesh.shape[mesh_axis] for mesh_axis in mesh_axes)
             if size % shards:
                 raise UserError(
@@ -105,9 +138,23 @@ class LogicalSharding:
                 )
         return NamedSharding(self.mesh, spec)
 
-    def _mesh_axes(self, name: str) -> tuple[str, ...]:
+    def mesh_axes(self, name: str) -> tuple[str, ...]:
         """The mesh axes that really split a logical axis here."""
         return tuple(axis for axis in self.rules[name] if self.mesh.shape[axis] > 1)
+
+    def tensor_spec(self, axes: LogicalAxes) -> PartitionSpec:
+        """Which dimensions `tensor` splits: all that is left to say where the rest is manual."""
+        split = ("tensor" in self.mesh_axes(name) for name in axes)
+        return PartitionSpec(*("tensor" if here else None for here in split))
+
+    def manual_spec(self, axes: LogicalAxes) -> PartitionSpec:
+        """Which of the manual mesh axes split each dimension."""
+        entries = (tuple(a for a in self.mesh_axes(name) if a in MANUAL_AXES) for name in axes)
+        return PartitionSpec(*(entry or None for entry in entries))
+
+    def size(self, *mesh_axes: str) -> int:
+        """The product of the sizes of some mesh axes."""
+        return math.prod(self.mesh.shape[axis] for axis in mesh_axes)
 
     @property
     def replicated(self) -> NamedSharding:
@@ -115,22 +162,41 @@ class LogicalSharding:
         return NamedSharding(self.mesh, PartitionSpec())
 
 
-_ACTIVE: ContextVar[LogicalSharding | None] = ContextVar("active_sharding", default=None)
+_LOCAL: ContextVar[LogicalSharding | None] = ContextVar("local_sharding", default=None)
 
 
 @contextmanager
-def use_sharding(sharding: LogicalSharding) -> Iterator[None]:
-    """Make `constrain` follow this mesh and these rules while a program is traced."""
-    token = _ACTIVE.set(sharding)
+def local_to(sharding: LogicalSharding) -> Iterator[None]:
+    """While a program is traced whose manual axes are those of `MANUAL_AXES`.
+
+    Arrays in it are this device's part along those axes, and whole along `tensor`.
+    """
+    token = _LOCAL.set(sharding)
     try:
         yield
     finally:
-        _ACTIVE.reset(token)
+        _LOCAL.reset(token)
+
+
+def current_sharding() -> LogicalSharding | None:
+    """That of the enclosing `local_to`; None where nothing is sharded."""
+    return _LOCAL.get()
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
-    """Fix the layout of an activation by its logical axes; outside `use_sharding`, a no-op."""
-    sharding = _ACTIVE.get()
-    if sharding is None:
+    """Fix how `tensor` splits an activation, by its logical axes; outside `local_to`, a no-op.
+
+    Raises:
+        UserError: a dimension does not divide by the tensor shards.
+    """
+    sharding = _LOCAL.get()
+    if sharding is None or sharding.size("tensor") == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, sharding.named(axes, x.shape))
+    spec = sharding.tensor_spec(axes)
+    for name, entry, size in zip(axes, spec, x.shape, strict=True):
+        if entry and size % sharding.size("tensor"):
+            raise UserError(
+                f"{name}={size} is not divisible by mesh.tensor={sharding.size('tensor')}; change "
+                f"one of them, or sharding.rules.{name}"
+            )
+    return jax.lax.with_sharding_constraint(x, spec)

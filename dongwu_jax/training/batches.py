@@ -7,7 +7,8 @@ from jax.sharding import NamedSharding
 from dongwu_jax.config import RunConfig
 from dongwu_jax.parallel.sharding import LogicalSharding
 
-BATCH_AXES = ("micro_batches", "batch", "length")
+# The sequence is whole on every device: tokens are small, and each takes its positions itself.
+BATCH_AXES = ("micro_batches", "batch", "hidden")
 
 
 class BatchLayout:

@@ -15,18 +15,17 @@ from dongwu_jax.data.fingerprint import fingerprint
 from dongwu_jax.data.loader import BatchLoader
 from dongwu_jax.data.tokenizers import load_fitting_tokenizer, tokenizer_files
 from dongwu_jax.errors import UserError
-from dongwu_jax.parallel.mesh import make_mesh
-from dongwu_jax.parallel.sharding import LogicalSharding, resolve_rules
+from dongwu_jax.parallel.layout import make_sharding
 from dongwu_jax.training.batches import BatchLayout
 from dongwu_jax.training.checkpoints import Checkpoints
+from dongwu_jax.training.losses import LossFunction
 from dongwu_jax.training.reports import Report, open_reports
 from dongwu_jax.training.resume import check_same_data, check_same_run
 from dongwu_jax.training.state import StartingPoint, TrainState, abstract_state, initial_state
 from dongwu_jax.training.step import (
-    LossFunction,
     Metrics,
-    language_model_loss,
     make_evaluation_step,
+    make_objective,
     make_train_step,
 )
 from dongwu_jax.training.throughput import Stopwatch, Throughput
@@ -51,14 +50,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         config, devices = self.config, jax.devices()
-        try:
-            config.check_devices(len(devices))
-            shape = config.mesh_shape(len(devices))
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        self.sharding = LogicalSharding(
-            make_mesh(shape, devices), resolve_rules(config.sharding.rules)
-        )
+        self.sharding = make_sharding(config, devices)
         self.layout = BatchLayout(config, self.sharding)
         self.datasets = _open_datasets(config)
         self.fingerprint = fingerprint(
@@ -66,9 +58,9 @@ class Trainer:
         )
         self.tokenizer_files = _checked_tokenizer_files(config)
         self.checkpoints = Checkpoints(config.checkpoint)
-        loss_function = self.loss_function or language_model_loss(config, devices[0].platform)
-        self._train_step = make_train_step(config, self.sharding, loss_function)
-        self._evaluation_step = make_evaluation_step(config, self.sharding, loss_function)
+        objective = make_objective(config, self.sharding, devices[0].platform, self.loss_function)
+        self._train_step = make_train_step(config, self.sharding, objective)
+        self._evaluation_step = make_evaluation_step(config, objective)
         self._throughput = Throughput(config, devices)
         self._stopwatch = Stopwatch()
         self._reports: list[Report] = []

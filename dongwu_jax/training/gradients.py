@@ -1,0 +1,175 @@
+"""Loss and gradients of a global batch on any mesh: one program on every device's part.
+
+Its collectives over pipe, data, fsdp and context stand written in `parallel/`; those over tensor
+follow from the constraints in the model.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from dongwu_jax.config import RunConfig
+from dongwu_jax.models.llama import Attend
+from dongwu_jax.models.parameters import (
+    Parameters,
+    bind,
+    logical_axes,
+    named_parameters,
+    parameter_tree,
+)
+from dongwu_jax.parallel.collectives import all_reduce
+from dongwu_jax.parallel.context import sequence_order
+from dongwu_jax.parallel.mesh import MANUAL_AXES
+from dongwu_jax.parallel.sharding import LogicalSharding, local_to
+from dongwu_jax.parallel.weights import WeightExchange
+from dongwu_jax.training.losses import Batch, LossFunction
+from dongwu_jax.training.pipelined import Pipelined
+
+_BATCH = ("micro_batches", "batch", "length")
+Accumulate = Callable[[Parameters, Batch], Any]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a global batch and its gradients, on one mesh.
+
+    Args:
+        loss_function: what is summed.
+        attend: causal attention of this device's part of the sequences.
+    """
+
+    config: RunConfig
+    sharding: LogicalSharding
+    loss_function: LossFunction
+    attend: Attend
+
+    def loss_and_gradients(
+        self, weights: Parameters, batch: Batch, scale: jax.Array
+    ) -> tuple[jax.Array, Parameters]:
+        """`scale` times the sum of all losses, and its float32 gradients, stored as weights are.
+
+        Args:
+            weights: in the dtype of computation, laid out as they are stored.
+            batch: [micro_batches, batch, length].
+        """
+
+        def local(weights: Parameters, batch: Batch, scale: jax.Array) -> Any:
+            exchange = self._exchange()
+            fetched = parameter_tree(exchange.fetch(named_parameters(weights)))
+            loss, gradients = self._local_gradients(fetched, batch, scale)
+            gradients = exchange.give_back(named_parameters(gradients))
+            return self._total(loss), parameter_tree(gradients)
+
+        return self._on_every_device(local, self._weight_specs())(weights, batch, scale)
+
+    def loss(self, weights: Parameters, batch: Batch) -> jax.Array:
+        """The sum of all losses."""
+
+        def local(weights: Parameters, batch: Batch, _: jax.Array) -> jax.Array:
+            fetched = parameter_tree(self._exchange().fetch(named_parameters(weights)))
+            return self._total(self._local_loss(fetched, batch))
+
+        program = self._on_every_device(local, None)
+        return program(weights, batch, jnp.ones((), jnp.float32))
+
+    def _local_gradients(self, weights: Parameters, batch: Batch, scale: jax.Array) -> Any:
+        if self.sharding.size("pipe") > 1:
+            return self._pipelined().loss_and_gradients(weights, batch, scale)
+
+        def micro_loss(weights: Parameters, micro_batch: Batch) -> jax.Array:
+            return self._micro_loss(weights, micro_batch) * scale
+
+        return _accumulate(jax.value_and_grad(micro_loss), weights, batch)
+
+    def _local_loss(self, weights: Parameters, batch: Batch) -> jax.Array:
+        if self.sharding.size("pipe") > 1:
+            return self._pipelined().loss(weights, batch)
+
+        def add(total: jax.Array, micro_batch: Batch) -> tuple[jax.Array, None]:
+            return total + self._micro_loss(weights, micro_batch), None
+
+        return jax.lax.scan(add, jnp.zeros((), jnp.float32), batch)[0]
+
+    def _micro_loss(self, weights: Parameters, micro_batch: Batch) -> jax.Array:
+        model, training = bind(self.config.model, weights), self.config.training
+        hidden = model.hidden_states(
+            micro_batch["tokens"],
+            micro_batch["positions"],
+            self.attend,
+            training.remat,
+            training.scan_layers,
+        )
+        return self.loss_function(model, hidden, micro_batch)
+
+    def _pipelined(self) -> Pipelined:
+        return Pipelined(self.config, self.sharding.size("pipe"), self.loss_function, self.attend)
+
+    def _exchange(self) -> WeightExchange:
+        model = self.config.model
+        return WeightExchange(
+            self.sharding,
+            logical_axes(model),
+            model.num_layers,
+            self.config.training.virtual_stages,
+        )
+
+    def _on_every_device(self, local: Callable, gradient_specs: Any) -> Callable:
+        """`local` with each device's part of weights and batch; a loss, and gradients, come out."""
+        sharding = self.sharding
+        method = self.config.context_attention(sharding.mesh.devices.size)
+        order = sequence_order(method, self.config.data.sequence_length, sharding.size("context"))
+
+        def program(order: jax.Array, weights: Parameters, batch: Batch, scale: jax.Array) -> Any:
+            with local_to(sharding):
+                return local(weights, _own_positions(batch, order[0]), scale)
+
+        if sharding.mesh.devices.size == 1:
+            return lambda *arguments: local(
+                arguments[0], _own_positions(arguments[1], order[0]), arguments[2]
+            )
+        rows = PartitionSpec(None, *sharding.manual_spec(("batch",)))
+        loss_spec = PartitionSpec()
+        mapped = jax.shard_map(
+            program,
+            mesh=sharding.mesh,
+            in_specs=(PartitionSpec("context"), self._weight_specs(), rows, PartitionSpec()),
+            out_specs=loss_spec if gradient_specs is None else (loss_spec, gradient_specs),
+            axis_names=set(MANUAL_AXES),
+            check_vma=False,
+        )
+        return lambda weights, batch, scale: mapped(order, weights, batch, scale)
+
+    def _weight_specs(self) -> Parameters:
+        axes = logical_axes(self.config.model)
+        return parameter_tree({name: self.sharding.manual_spec(axes[name]) for name in axes})
+
+    def _total(self, loss: jax.Array) -> jax.Array:
+        """The sum of every device's loss."""
+        axes = [axis for axis in MANUAL_AXES if self.sharding.size(axis) > 1]
+        return all_reduce(loss, axes, ()) if axes else loss
+
+
+def _own_positions(batch: Batch, order: jax.Array) -> Batch:
+    """The positions of each sequence that lie on this device, and which they are."""
+    own = {name: jnp.take(x, order, axis=-1) for name, x in batch.items()}
+    return own | {"positions": jnp.broadcast_to(order, own["tokens"].shape)}
+
+
+def _accumulate(
+    gradient_of: Callable, weights: Parameters, batch: Batch
+) -> tuple[jax.Array, Parameters]:
+    """Sum losses and float32 gradients over the leading axis of the batch."""
+    if next(iter(batch.values())).shape[0] == 1:
+        loss, gradients = gradient_of(weights, jax.tree.map(lambda x: x[0], batch))
+        return loss, jax.tree.map(lambda gradient: gradient.astype(jnp.float32), gradients)
+
+    def add(total: Any, micro_batch: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradient_of(weights, micro_batch)), None
+
+    zeros = jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), weights)
+    (loss, gradients), _ = jax.lax.scan(add, (jnp.zeros((), jnp.float32), zeros), batch)
+    return loss, gradients
