@@ -10,10 +10,15 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
+from dongwu_jax.models.attention_kernels import (
+    Implementation,
+    attention_backward,
+    attention_forward,
+)
+from dongwu_jax.models.ring_attention import ring_attention_backward, ring_attention_forward
+from dongwu_jax.parallel.collectives import per_device
 from dongwu_jax.parallel.context import Attend, ulysses
-from dongwu_jax.parallel.sharding import LogicalSharding
-
-Implementation = Literal["cudnn", "xla"]
+from dongwu_jax.parallel.sharding import LogicalSharding, current_sharding
 
 logger = logging.getLogger(__name__)
 
@@ -57,71 +62,91 @@ def _cudnn_obstacle(config: ModelConfig, dtype: str, platform: str) -> str | Non
 
 def make_attention(implementation: Implementation, sharding: LogicalSharding) -> Attend:
     """Causal attention of (query, key, value) on this mesh, however it splits the sequences."""
-
-    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        return causal_attention(query, key, value, implementation)
-
-    if sharding.size("context") == 1:
-        return attend
-    return ulysses(attend)
+    if "context" in sharding.mesh_axes("attention_length"):
+        return functools.partial(causal_attention, implementation=implementation, ring="context")
+    attend = functools.partial(causal_attention, implementation=implementation)
+    return ulysses(attend) if sharding.size("context") > 1 else attend
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def causal_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, implementation: Implementation
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    implementation: Implementation,
+    ring: str | None = None,
 ) -> jax.Array:
     """Softmax attention of each position over itself and those before it, scaled by head_dim^-0.5.
 
-    Grouped-query attention when there are fewer key/value heads than query heads. A custom VJP, so
-    that a remat policy can keep the kernel's own residuals by the name "attention": naming the
-    output outside would still run the kernel's forward again in the backward pass.
+    Grouped-query attention when there are fewer key/value heads than query heads.
 
     Args:
         query: [batch, length, heads, head_dim].
         key, value: [batch, length, kv_heads, head_dim].
         implementation: "cudnn" or "xla".
+        ring: mesh axis that splits the sequences in zigzag order; None: they are whole.
 
     Returns:
         [batch, length, heads, head_dim] in the dtype of `query`.
     """
-    return _attend(query, key, value, implementation)
+    sharding = current_sharding()
+    if sharding is not None and key.shape[2] % sharding.size("tensor"):
+        # Too few to be split as the query heads are: each query head gets its own.
+        key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
+    return _attention(query, key, value, implementation, ring)
 
 
-def _attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, implementation: Implementation
+# A custom VJP, so that a remat policy can keep the kernel's own residuals by the name "attention":
+# naming the output outside would still run the kernel's forward again in the backward pass.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    implementation: Implementation,
+    ring: str | None,
 ) -> jax.Array:
-    return jax.nn.dot_product_attention(
-        query, key, value, is_causal=True, implementation=implementation
-    )
+    return _forward(query, key, value, implementation, ring)[0]
 
 
-def _forward(query, key, value, implementation):  # type: ignore[no-untyped-def]
-    output, vjp = jax.vjp(
-        functools.partial(_attend, implementation=implementation), query, key, value
-    )
-    output = checkpoint_name(output, "attention")
-    if implementation == "xla":  # its residuals are length x length: cheaper to compute again
-        return output, vjp
-    leaves, structure = jax.tree.flatten(vjp)
-    inputs = (id(query), id(key), id(value))
-    leaves = [_name_residual(leaf, output, is_input=id(leaf) in inputs) for leaf in leaves]
-    return output, jax.tree.unflatten(structure, leaves)
+_QUERY = ("batch", "attention_length", "attention_heads", "head_dim")
+_KEY = ("batch", "attention_length", "attention_kv_heads", "head_dim")
+_NORMALIZER = ("batch", "attention_heads", "attention_length")
+
+_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
-def _name_residual(leaf: jax.Array, output: jax.Array, is_input: bool) -> jax.Array:
-    """Inputs come from elsewhere; the output is saved once, under one tracer; the rest is named."""
-    if is_input:
-        return leaf
-    if leaf.shape == output.shape and leaf.dtype == output.dtype:
-        return output
-    return checkpoint_name(leaf, "attention")
+def _forward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    implementation: Implementation,
+    ring: str | None,
+) -> tuple[jax.Array, _Residuals]:
+    if ring is None:
+        kernel = functools.partial(attention_forward, causal=True, implementation=implementation)
+    else:
+        kernel = functools.partial(
+            ring_attention_forward, axis_name=ring, implementation=implementation
+        )
+    run = per_device(kernel, [_QUERY, _KEY, _KEY], [_QUERY, _NORMALIZER])
+    output, log_normalizer = (checkpoint_name(x, "attention") for x in run(query, key, value))
+    return output, (query, key, value, output, log_normalizer)
 
 
-def _backward(implementation, vjp, gradient):  # type: ignore[no-untyped-def]
-    return vjp(gradient)
+def _backward(
+    implementation: Implementation, ring: str | None, residuals: _Residuals, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    if ring is None:
+        kernel = functools.partial(attention_backward, causal=True, implementation=implementation)
+    else:
+        kernel = functools.partial(
+            ring_attention_backward, axis_name=ring, implementation=implementation
+        )
+    in_axes = [_QUERY, _KEY, _KEY, _QUERY, _NORMALIZER, _QUERY]
+    return per_device(kernel, in_axes, [_QUERY, _KEY, _KEY])(*residuals, gradient)
 
 
-causal_attention.defvjp(_forward, _backward)
+_attention.defvjp(_forward, _backward)
 
 
 def cached_attention(

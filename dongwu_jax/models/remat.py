@@ -5,8 +5,10 @@ The names are given where the values are made: "attention" inside the attention 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
+from jax.extend.core import jaxprs_in_params, subjaxprs
 
 from dongwu_jax.parallel.weights import GATHERED, joins_weights
 
@@ -25,11 +27,23 @@ def rematerialize(block: Callable, policy: str, inside_scan: bool) -> Callable:
         policy: "none" (keep everything), "minimal", "qkv_attention", "attention" or "full".
         inside_scan: a scan already keeps the compiler from merging forward and recomputation.
     """
-    policies = jax.checkpoint_policies
     if policy != "none":
-        keep = policies.save_only_these_names(*_SAVED_NAMES[policy])
+        keep = jax.checkpoint_policies.save_only_these_names(*_SAVED_NAMES[policy])
     elif joins_weights():  # joined weights are never kept: the backward pass joins them again
-        keep = policies.save_anything_except_these_names(GATHERED)
+        keep = _anything_but_joined_weights
     else:
         return block
     return jax.checkpoint(block, policy=keep, prevent_cse=not inside_scan)
+
+
+def _anything_but_joined_weights(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """A checkpoint policy. It is asked about the join itself, and about its named result."""
+    joins = any("all_gather" in _primitives(inner) for inner in jaxprs_in_params(parameters))
+    return not joins and parameters.get("name") != GATHERED
+
+
+def _primitives(jaxpr: Any) -> set[str]:
+    """Names of all primitives in a jaxpr and in those inside it."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    names = {equation.primitive.name for equation in jaxpr.eqns}
+    return names.union(*(_primitives(inner) for inner in subjaxprs(jaxpr)))

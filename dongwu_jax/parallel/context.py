@@ -1,4 +1,4 @@
-"""Context parallelism: which positions of a sequence a device holds, and Ulysses attention.
+"""Context parallelism by exchange: attention over sequences of which each device holds a part.
 
 Everything but attention works on positions one by one, so a device needs only its part of each
 sequence. For attention, Ulysses (Jacobs et al. 2023) gives each device all positions of some heads;
@@ -6,32 +6,16 @@ ring attention (`models/ring_attention.py`) passes keys and values round instead
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import jax
-import numpy as np
 
 from dongwu_jax.parallel.collectives import all_to_all
 
-ContextAttention = Literal["ulysses", "ring"]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 _HEADS = ("batch", "attention_length", "attention_heads", "head_dim")
 _KV_HEADS = ("batch", "attention_length", "attention_kv_heads", "head_dim")
 _LENGTH, _HEAD = 1, 2  # dimensions of [batch, length, heads, head_dim]
-
-
-def sequence_order(method: ContextAttention, length: int, shards: int) -> np.ndarray:
-    """Positions that each context shard holds, int32 [shards, length / shards].
-
-    For the ring, shard i holds chunks i and 2 * shards - 1 - i of 2 * shards, so that all have the
-    same share of a causal attention.
-    """
-    positions = np.arange(length, dtype=np.int32)
-    if method == "ulysses" or shards == 1:
-        return positions.reshape(shards, -1)
-    chunks = positions.reshape(2 * shards, -1)
-    return np.concatenate([chunks[:shards], chunks[: shards - 1 : -1]], axis=1)
 
 
 def ulysses(attend: Attend) -> Attend:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from dongwu_jax.config import RunConfig
@@ -21,8 +22,8 @@ from dongwu_jax.models.parameters import (
     named_parameters,
     parameter_tree,
 )
+from dongwu_jax.models.ring_attention import zigzag_order
 from dongwu_jax.parallel.collectives import all_reduce
-from dongwu_jax.parallel.context import sequence_order
 from dongwu_jax.parallel.mesh import MANUAL_AXES
 from dongwu_jax.parallel.sharding import LogicalSharding, local_to
 from dongwu_jax.parallel.weights import WeightExchange
@@ -120,8 +121,7 @@ class Objective:
     def _on_every_device(self, local: Callable, gradient_specs: Any) -> Callable:
         """`local` with each device's part of weights and batch; a loss, and gradients, come out."""
         sharding = self.sharding
-        method = self.config.context_attention(sharding.mesh.devices.size)
-        order = sequence_order(method, self.config.data.sequence_length, sharding.size("context"))
+        order = jnp.asarray(self._sequence_order())
 
         def program(order: jax.Array, weights: Parameters, batch: Batch, scale: jax.Array) -> Any:
             with local_to(sharding):
@@ -142,6 +142,13 @@ class Objective:
             check_vma=False,
         )
         return lambda weights, batch, scale: mapped(order, weights, batch, scale)
+
+    def _sequence_order(self) -> np.ndarray:
+        """Positions that each context shard holds, int32 [shards, length / shards]."""
+        length, shards = self.config.data.sequence_length, self.sharding.size("context")
+        if "context" in self.sharding.mesh_axes("attention_length"):  # ring attention
+            return zigzag_order(length, shards).astype(np.int32)
+        return np.arange(length, dtype=np.int32).reshape(shards, -1)
 
     def _weight_specs(self) -> Parameters:
         axes = logical_axes(self.config.model)
