@@ -5,11 +5,15 @@ Example:
 """
 
 import argparse
+import os
+import sys
 
-from dongwu_jax.command_line import run_command_line
+from dongwu_jax.command_line import positive_int, run_command_line
 from dongwu_jax.config import RunConfig, dump_config, load_config
 from dongwu_jax.config.help import config_help
 from dongwu_jax.errors import UserError
+from dongwu_jax.parallel.cluster_detection import Cluster, detect_cluster
+from dongwu_jax.parallel.distributed import initialization_timeout, joined
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,24 +26,55 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError("--config is missing: name a YAML file, e.g. configs/quickstart.yaml")
     if options.stop_after is not None and options.stop_after < 0:
         raise UserError(f"--stop-after {options.stop_after}: must be 0 or more")
-    config = load_config(options.config, options.overrides)
-    _run(config, options)
+    timeout = initialization_timeout(options.initialization_timeout)
+    if options.print_config:
+        _print_config(load_config(options.config, options.overrides))
+        return 0
+    if options.explain_sharding:
+        _explain_sharding(load_config(options.config, options.overrides), options.devices)
+        return 0
+    # Joined first: a process that then fails, be it over the configuration, tells the others.
+    with joined(_cluster(options), timeout):
+        _train(load_config(options.config, options.overrides), options.stop_after, timeout)
     return 0
 
 
-def _run(config: RunConfig, options: argparse.Namespace) -> None:
-    # Only now: importing JAX takes seconds, and --help should not.
+def _cluster(options: argparse.Namespace) -> Cluster | None:
+    return detect_cluster(
+        os.environ, options.coordinator_address, options.num_processes, options.process_id
+    )
+
+
+def _print_config(config: RunConfig) -> None:
+    # Only now, here and below: importing JAX takes seconds, and --help should not.
     from dongwu_jax.interop.initial_weights import resolve_initial_weights
-    from dongwu_jax.parallel.distributed import initialize_distributed
+
+    print(dump_config(resolve_initial_weights(config)[0]), end="")
+
+
+def _explain_sharding(config: RunConfig, devices: int | None) -> None:
+    import jax
+    from rich.console import Console
+
+    from dongwu_jax.interop.initial_weights import resolve_initial_weights
+    from dongwu_jax.training.explain import explain_sharding
+
+    if devices is not None:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", devices)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for table in explain_sharding(resolve_initial_weights(config)[0], jax.devices()):
+        console.print(table)
+
+
+def _train(config: RunConfig, stop_after: int | None, timeout_seconds: float) -> None:
+    from dongwu_jax.interop.initial_weights import resolve_initial_weights
+    from dongwu_jax.parallel.same_settings import check_same_settings
     from dongwu_jax.training.trainer import Trainer
 
-    if not options.print_config:
-        initialize_distributed()  # before anything reads arrays
     config, start = resolve_initial_weights(config)
-    if options.print_config:
-        print(dump_config(config), end="")
-        return
-    Trainer(config, start).run(options.stop_after)
+    check_same_settings(config, timeout_seconds)
+    Trainer(config, start).run(stop_after)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -63,12 +98,39 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--help-config", action="store_true", help="list every setting with its meaning and exit"
     )
     parser.add_argument(
+        "--explain-sharding",
+        action="store_true",
+        help="show what every device holds of weights and activations, and exit",
+    )
+    parser.add_argument(
+        "--devices",
+        type=positive_int,
+        metavar="N",
+        help="explain the sharding on so many devices instead of those that are here",
+    )
+    parser.add_argument(
         "--stop-after",
         type=int,
         metavar="N",
         help="save and stop after N steps of this run; 0 saves the initial weights",
     )
+    _add_cluster_flags(parser)
     return parser.parse_intermixed_args(arguments)
+
+
+def _add_cluster_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "several processes", "found by themselves under Slurm, JobSet and MPI: docs/multihost.md"
+    )
+    group.add_argument("--coordinator-address", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--num-processes", type=positive_int, metavar="N", help="how many there are")
+    group.add_argument("--process-id", type=int, metavar="I", help="number of this one, from 0")
+    group.add_argument(
+        "--initialization-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="how long the processes wait for each other at the start (default 300)",
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dongwu_jax.config.sections import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
+    GuardsConfig,
     LoggingConfig,
     MeshConfig,
     ModelConfig,
@@ -34,6 +35,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    guards: GuardsConfig = Field(default_factory=GuardsConfig)
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> "RunConfig":

@@ -345,3 +345,21 @@ class EvaluationConfig(Section):
 
     interval: NonNegativeInt = Field(0, description="steps between evaluations; 0: never")
     batches: PositiveInt = Field(10, description="global batches in one evaluation")
+
+
+class GuardsConfig(Section):
+    """What ends a run that no longer gets anywhere."""
+
+    hang_timeout_factor: NonNegativeFloat = Field(
+        10.0,
+        description="a step that takes more than this many times the median is a hang: the stacks "
+        "of all threads are written and the process exits with code 124; 0: never",
+    )
+    hang_timeout_min_seconds: PositiveFloat = Field(
+        300.0, description="no step is a hang before it has taken this long"
+    )
+    hang_timeout_pause_seconds: PositiveFloat = Field(
+        3600.0,
+        description="limit of all that is no ordinary step: loading, compiling with the first "
+        "step, an evaluation, saving a checkpoint",
+    )

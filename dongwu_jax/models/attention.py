@@ -18,7 +18,7 @@ from dongwu_jax.models.attention_kernels import (
 from dongwu_jax.models.ring_attention import ring_attention_backward, ring_attention_forward
 from dongwu_jax.parallel.collectives import per_device
 from dongwu_jax.parallel.context import Attend, ulysses
-from dongwu_jax.parallel.sharding import LogicalSharding, current_sharding
+from dongwu_jax.parallel.sharding import LogicalSharding, current_sharding, record
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +128,8 @@ def _forward(
         kernel = functools.partial(
             ring_attention_forward, axis_name=ring, implementation=implementation
         )
+    for x, axes in ((query, _QUERY), (key, _KEY), (value, _KEY)):
+        record("attention kernel", x, axes)
     run = per_device(kernel, [_QUERY, _KEY, _KEY], [_QUERY, _NORMALIZER])
     output, log_normalizer = (checkpoint_name(x, "attention") for x in run(query, key, value))
     return output, (query, key, value, output, log_normalizer)

@@ -1,36 +1,118 @@
-"""Joining the processes of a multi-host run."""
+"""Joining the processes of a multi-host run, and staying together."""
 
+import logging
 import os
-
-import jax
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from dongwu_jax.errors import UserError
+from dongwu_jax.parallel.cluster_detection import Cluster
+from dongwu_jax.parallel.lifelines import Lifelines
+from dongwu_jax.parallel.roll_call import Attendance, call_roll, describe_hosts
+
+logger = logging.getLogger(__name__)
+
+# After which JAX gives up a process whose threads no longer run, e.g. a stopped one.
+_HEARTBEAT_SECONDS = 60
+_SHUTDOWN_SECONDS = 300
 
 
-def initialize_distributed() -> None:
-    """Join the other processes when a launcher started several; a single process needs nothing.
+@contextmanager
+def joined(cluster: Cluster | None, timeout_seconds: float) -> Iterator[None]:
+    """Be one of the processes of a run; when one fails, all end with a message.
 
-    Explicit variables win: JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID. Otherwise Slurm is recognised when the job step has more than one task.
+    Args:
+        cluster: this process's place; None: it is alone, and nothing is done.
+        timeout_seconds: how long to wait for all processes.
 
     Raises:
-        UserError: some of the explicit variables are missing or not numbers.
+        UserError: the processes do not come together.
     """
-    coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if coordinator:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes=_number_from("JAX_NUM_PROCESSES"),
-            process_id=_number_from("JAX_PROCESS_ID"),
-        )
-    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        jax.distributed.initialize()
+    if cluster is None:
+        yield
+        return
+    logger.info(describe(cluster))
+    started = time.perf_counter()
+    attendance = call_roll(cluster, timeout_seconds)
+    lifelines = Lifelines(cluster.process_id, attendance)
+    try:
+        _initialize(cluster, timeout_seconds)
+        _report_all_here(attendance, time.perf_counter() - started)
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        lifelines.fail(error)
+    lifelines.finish()
 
 
-def _number_from(variable: str) -> int:
-    text = os.environ.get(variable, "")
-    if not text.isdigit():
-        raise UserError(
-            f"{variable}={text!r}: with JAX_COORDINATOR_ADDRESS set, it must be a number"
-        )
-    return int(text)
+def describe(cluster: Cluster) -> str:
+    """What was decided, in one line."""
+    devices = "all that it can see"
+    if cluster.local_device_ids is not None:
+        devices = ", ".join(str(each) for each in cluster.local_device_ids)
+    return (
+        f"process {cluster.process_id} of {cluster.num_processes} on {socket.gethostname()}, "
+        f"coordinator {cluster.coordinator_address}, local devices: {devices} "
+        f"(from {cluster.source})"
+    )
+
+
+def initialization_timeout(seconds: float | None) -> float:
+    """How long processes wait for each other at the start, in seconds; 300 unless said otherwise.
+
+    Raises:
+        UserError: the time, or JAX_DISTRIBUTED_INITIALIZATION_TIMEOUT, is not above 0.
+    """
+    name, text = "--initialization-timeout", str(seconds)
+    if seconds is None:
+        name = "JAX_DISTRIBUTED_INITIALIZATION_TIMEOUT"
+        text = os.environ.get(name) or "300"
+    try:
+        chosen = float(text)
+    except ValueError:
+        chosen = 0.0
+    if not 0 < chosen < 1e6:
+        raise UserError(f"{name}={text}: must be a number of seconds above 0")
+    return chosen
+
+
+def _initialize(cluster: Cluster, timeout_seconds: float) -> None:
+    # Only now: importing JAX takes seconds, in which a process may already be missed.
+    import jax
+
+    # JAX's service for preemption would swallow SIGTERM; without it the signal ends the process.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        cluster.coordinator_address,
+        num_processes=cluster.num_processes,
+        process_id=cluster.process_id,
+        local_device_ids=cluster.local_device_ids,
+        cluster_detection_method="deactivate",
+        initialization_timeout=int(timeout_seconds) + 1,
+        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+    )
+    _log_as(cluster.process_id)
+
+
+def _report_all_here(attendance: Attendance, seconds: float) -> None:
+    import jax
+
+    logger.info(
+        "all %d processes are here after %.1f s: %s; %d devices",
+        jax.process_count(),
+        seconds,
+        describe_hosts(attendance.hosts),
+        jax.device_count(),
+    )
+
+
+def _log_as(process_id: int) -> None:
+    """Process 0 reports the run; the others only what is wrong, with their number."""
+    if process_id == 0:
+        return
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    for handler in root.handlers:
+        handler.setFormatter(logging.Formatter(f"process {process_id}: %(message)s"))

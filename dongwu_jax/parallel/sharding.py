@@ -6,6 +6,7 @@ axes split it. Changing a layout means changing a rule, never the model.
 
 import difflib
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -44,7 +45,7 @@ ACTIVATION_RULES: Rules = {
 }
 DEFAULT_RULES: Rules = WEIGHT_RULES | ACTIVATION_RULES
 # Dimensions that are worked off one by one.
-_UNSPLIT: Rules = {"layers": (), "micro_batches": ()}
+_UNSPLIT: Rules = {"layers": (), "micro_batches": (), "whole_length": ()}
 # The axes that may split one dimension of a weight, in the order in which they do.
 STORAGE_ORDER = ("fsdp", "context", "data", "pipe")
 
@@ -183,12 +184,44 @@ def current_sharding() -> LogicalSharding | None:
     return _LOCAL.get()
 
 
+@dataclass(frozen=True)
+class Activation:
+    """An activation that a traced program fixes the layout of."""
+
+    where: str  # the function that makes it
+    axes: LogicalAxes
+    shape: tuple[int, ...]  # on one device along the manual axes, whole along tensor
+    dtype: str
+
+
+_RECORD: ContextVar[list[Activation] | None] = ContextVar("recorded_activations", default=None)
+
+
+@contextmanager
+def recording() -> Iterator[list[Activation]]:
+    """Note the layout of every activation of what is traced meanwhile."""
+    activations: list[Activation] = []
+    token = _RECORD.set(activations)
+    try:
+        yield activations
+    finally:
+        _RECORD.reset(token)
+
+
+def record(where: str, x: jax.Array, axes: LogicalAxes) -> None:
+    """Note an activation, if anybody is `recording`."""
+    recorded = _RECORD.get()
+    if recorded is not None:
+        recorded.append(Activation(where, axes, x.shape, x.dtype.name))
+
+
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
     """Fix how `tensor` splits an activation, by its logical axes; outside `local_to`, a no-op.
 
     Raises:
         UserError: a dimension does not divide by the tensor shards.
     """
+    record(sys._getframe(1).f_code.co_qualname, x, axes)
     sharding = _LOCAL.get()
     if sharding is None or sharding.size("tensor") == 1:
         return x

@@ -8,7 +8,7 @@ from dongwu_jax.config import RunConfig
 from dongwu_jax.parallel.sharding import LogicalSharding
 
 # The sequence is whole on every device: tokens are small, and each takes its positions itself.
-BATCH_AXES = ("micro_batches", "batch", "hidden")
+BATCH_AXES = ("micro_batches", "batch", "whole_length")
 
 
 class BatchLayout:

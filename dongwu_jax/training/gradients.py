@@ -26,12 +26,9 @@ from dongwu_jax.models.ring_attention import zigzag_order
 from dongwu_jax.parallel.collectives import all_reduce
 from dongwu_jax.parallel.mesh import MANUAL_AXES
 from dongwu_jax.parallel.sharding import LogicalSharding, local_to
-from dongwu_jax.parallel.weights import WeightExchange
+from dongwu_jax.parallel.weights import WeightExchange, weight_layout
 from dongwu_jax.training.losses import Batch, LossFunction
 from dongwu_jax.training.pipelined import Pipelined
-
-_BATCH = ("micro_batches", "batch", "length")
-Accumulate = Callable[[Parameters, Batch], Any]
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,10 @@ class Objective:
     sharding: LogicalSharding
     loss_function: LossFunction
     attend: Attend
+
+    def __post_init__(self) -> None:
+        for axes in logical_axes(self.config.model).values():
+            weight_layout(self.sharding, axes)  # refuses impossible rules now, not while compiling
 
     def loss_and_gradients(
         self, weights: Parameters, batch: Batch, scale: jax.Array

@@ -29,6 +29,7 @@ from dongwu_jax.training.step import (
     make_train_step,
 )
 from dongwu_jax.training.throughput import Stopwatch, Throughput
+from dongwu_jax.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,11 @@ class Trainer:
         self._evaluation_step = make_evaluation_step(config, objective)
         self._throughput = Throughput(config, devices)
         self._stopwatch = Stopwatch()
+        self._watchdog = Watchdog(
+            config.guards,
+            config.logging.directory or config.checkpoint.directory.parent,
+            jax.process_index(),
+        )
         self._reports: list[Report] = []
         self._last_reported = 0
         self._always_reported: tuple[int, ...] = ()
@@ -76,6 +82,10 @@ class Trainer:
         Raises:
             UserError: the loss became infinite or not a number, or something could not be written.
         """
+        with self._watchdog:
+            return self._run(stop_after)
+
+    def _run(self, stop_after: int | None) -> TrainState:
         resumed = self.checkpoints.latest_step is not None
         state = self.resume_or_start()
         first = int(state.step)
@@ -94,10 +104,11 @@ class Trainer:
         try:
             state = self._steps(state, loader, first, last)
         finally:
-            loader.close()
-            for report in self._reports:
-                report.close()
-            self.checkpoints.close()
+            with self._watchdog.pause("closing the run"):
+                loader.close()
+                for report in self._reports:
+                    report.close()
+                self.checkpoints.close()
         return state
 
     def resume_or_start(self) -> TrainState:
@@ -125,7 +136,8 @@ class Trainer:
             self._pending = (step, metrics)
             self._pause(state, step)
         self._report_pending()
-        self._save(state, last)
+        with self._watchdog.pause("saving the last checkpoint"):
+            self._save(state, last)
         return state
 
     def _compile(self, state: TrainState) -> jax.stages.Compiled:
@@ -145,9 +157,11 @@ class Trainer:
         self._report_pending()
         started = time.perf_counter()
         if due_evaluation:
-            self._write(step, self.evaluate(state))
+            with self._watchdog.pause(f"the evaluation after step {step}"):
+                self._write(step, self.evaluate(state))
         if due_checkpoint:
-            self._save(state, step)
+            with self._watchdog.pause(f"saving the checkpoint of step {step}"):
+                self._save(state, step)
         self._stopwatch.exclude(time.perf_counter() - started)
 
     def _save(self, state: TrainState, step: int) -> None:
@@ -199,6 +213,7 @@ class Trainer:
             return
         (step, metrics), self._pending = self._pending, None
         values = {name: float(value) for name, value in metrics.items()}
+        self._watchdog.step_finished(step)
         if not math.isfinite(values["loss"] + values["gradient_norm"]):
             raise UserError(
                 f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}; "

@@ -6,12 +6,12 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from dongwu_jax.errors import UserError
-from dongwu_jax.parallel.mesh import MESH_AXES, make_mesh
+from dongwu_jax.parallel.mesh import MANUAL_AXES, MESH_AXES, make_mesh
 from dongwu_jax.parallel.sharding import (
     LogicalSharding,
     constrain,
+    local_to,
     resolve_rules,
-    use_sharding,
 )
 
 
@@ -30,8 +30,8 @@ def test_weights_follow_the_rules():
 
 
 def test_overrides_replace_a_rule():
-    sharding = layout({"mlp": None, "embed": ["fsdp", "tensor"]}, fsdp=2, tensor=4)
-    assert sharding.spec(("embed", "mlp")) == PartitionSpec(("fsdp", "tensor"), None)
+    sharding = layout({"mlp": None, "embed": ["fsdp", "data"]}, fsdp=2, data=4)
+    assert sharding.spec(("embed", "mlp")) == PartitionSpec(("fsdp", "data"), None)
 
 
 @pytest.mark.parametrize(
@@ -58,11 +58,19 @@ def test_a_dimension_that_does_not_divide():
 
 
 def test_constrain_reaches_the_program():
-    sharding = layout(data=8)
+    sharding = layout(data=2, tensor=4)
 
-    @jax.jit
-    def program(x):
-        with use_sharding(sharding):
-            return constrain(x * 2, "batch", "length")
+    def local(x):
+        with local_to(sharding):
+            return constrain(x * 2, "batch", "residual_length")
 
-    assert program(jnp.zeros((8, 4))).sharding.spec == PartitionSpec("data")
+    batch = PartitionSpec("data")
+    program = jax.shard_map(
+        local, mesh=sharding.mesh, in_specs=batch, out_specs=batch, axis_names={*MANUAL_AXES}
+    )
+    assert jax.jit(program)(jnp.zeros((8, 4))).sharding.spec == PartitionSpec("data", "tensor")
+
+
+def test_constrain_is_nothing_without_a_mesh():
+    x = jnp.zeros((3, 5))
+    assert constrain(x, "batch", "residual_length") is x

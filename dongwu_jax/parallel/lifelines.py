@@ -1,0 +1,113 @@
+"""What ends all processes of a run when one of them ends: nothing waits for the dead.
+
+A collective whose partner is gone waits for ever, or dies with a trace that names nobody. A thread
+watches the connections of the roll call instead: the system closes them when a process ends, and
+reports a host that no longer answers within half a minute.
+"""
+
+import os
+import selectors
+import sys
+import threading
+import time
+import traceback
+from typing import Any, NoReturn
+
+from dongwu_jax.errors import UserError
+from dongwu_jax.parallel.roll_call import Attendance, Connection
+
+PEER_LOST_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, goes on
+# How long a process that failed waits to hear that another failed first.
+_SECONDS_FOR_THE_CAUSE = 5.0
+# How long the others have to end by themselves when one says why it stops: often all fail alike.
+_SECONDS_TO_END = 5.0
+
+
+class Lifelines:
+    """Ties this process to the others from the roll call on."""
+
+    def __init__(self, process_id: int, attendance: Attendance):
+        self._process_id, self._hosts = process_id, attendance.hosts
+        self._connections = attendance.connections
+        self._finished: set[int] = set()
+        self._told = threading.Event()  # that another process ended
+        self._ending = threading.Lock()  # of whoever ends this process
+        threading.Thread(target=self._watch, name="lifelines", daemon=True).start()
+
+    def finish(self) -> None:
+        """Say that this process has done its work, so that its end alarms nobody."""
+        self._broadcast({"finished": True})
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """End this process, and with it all others, which are told why.
+
+        Where another process has failed before, its end is named instead of what followed here.
+        """
+        own = isinstance(error, UserError | KeyboardInterrupt)
+        followed = not own and self._told.wait(_SECONDS_FOR_THE_CAUSE)
+        if followed or not self._ending.acquire(blocking=False):
+            threading.Event().wait()  # the watching thread ends the process
+        if isinstance(error, UserError):
+            reason = str(error)
+        elif isinstance(error, KeyboardInterrupt):
+            reason = "interrupted"
+        else:
+            traceback.print_exception(error)
+            reason = f"{type(error).__name__}: {error}"
+        own_name = self._name(self._process_id)
+        self._broadcast({"stopped": f"{own_name} stopped: {reason}"})
+        self._end(f"{own_name}: {reason}", 130 if isinstance(error, KeyboardInterrupt) else 1)
+
+    def _watch(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for rank, connection in self._connections.items():
+                selector.register(connection.socket, selectors.EVENT_READ, (rank, connection))
+            while selector.get_map():
+                for key, _ in selector.select():
+                    rank, connection = key.data
+                    try:
+                        self._take_in(rank, connection)
+                    except ConnectionError as error:
+                        selector.unregister(connection.socket)
+                        if rank not in self._finished:
+                            self._stop_with(f"{self._name(rank)} is gone: {error}", 0)
+
+    def _take_in(self, rank: int, connection: Connection) -> None:
+        for message in connection.receive():
+            if "finished" in message:
+                self._finished.add(rank)
+            elif "stopped" in message:
+                self._stop_with(str(message["stopped"]), _SECONDS_TO_END)
+            elif "lost" in message:
+                self._stop_with(str(message["lost"]), 0)
+
+    def _stop_with(self, reason: str, seconds_to_end: float) -> None:
+        """End this process because of another, unless it ends by itself first."""
+        self._told.set()
+        if self._process_id == 0:
+            self._broadcast({"stopped" if seconds_to_end else "lost": reason})
+        time.sleep(seconds_to_end)
+        if self._ending.acquire(blocking=False):
+            self._end(
+                f"{reason}. {self._name(self._process_id)} stops too; the same command goes "
+                "on from the newest checkpoint",
+                PEER_LOST_EXIT_CODE,
+            )
+
+    def _broadcast(self, message: dict[str, Any]) -> None:
+        for connection in self._connections.values():
+            connection.send(message)
+
+    def _end(self, reason: str, exit_code: int) -> NoReturn:
+        """Leave at once: the normal way out waits for processes that may be gone."""
+        print(f"error: {reason}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        if self._process_id == 0:  # JAX ends the others with a trace as soon as process 0 ends
+            deadline = time.monotonic() + _SECONDS_TO_END + 1
+            lines = self._connections.values()
+            while time.monotonic() < deadline and not all(line.closed() for line in lines):
+                time.sleep(0.1)
+        os._exit(exit_code)
+
+    def _name(self, rank: int) -> str:
+        return f"process {rank} ({self._hosts[rank]})"

@@ -1,0 +1,128 @@
+"""What every device holds: the table of `--explain-sharding`."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+from rich.table import Table
+
+from dongwu_jax.config import RunConfig
+from dongwu_jax.models.parameters import abstract_parameters, logical_axes, named_parameters
+from dongwu_jax.parallel.layout import make_sharding
+from dongwu_jax.parallel.sharding import Activation, LogicalAxes, LogicalSharding, recording
+from dongwu_jax.training.batches import BATCH_AXES, BatchLayout
+from dongwu_jax.training.state import abstract_state
+from dongwu_jax.training.step import make_objective, make_train_step
+
+_LAYER = re.compile(r"^layers\.\d+\.")
+
+
+def explain_sharding(config: RunConfig, devices: list[jax.Device]) -> list[Table]:
+    """Tables of the mesh, the weights, the batch and the activations of a training step.
+
+    Raises:
+        UserError: the layout is impossible on these devices.
+    """
+    sharding = make_sharding(config, devices)
+    return [
+        _mesh_table(sharding),
+        _weights_table(config, sharding),
+        _activations_table(config, sharding),
+    ]
+
+
+def _mesh_table(sharding: LogicalSharding) -> Table:
+    table = Table("mesh axis", "devices", "logical axes that it splits", title="Mesh and rules")
+    for axis, size in sharding.mesh.shape.items():
+        split = [name for name, axes in sharding.rules.items() if axis in axes]
+        table.add_row(axis, str(size), ", ".join(split))
+    return table
+
+
+def _weights_table(config: RunConfig, sharding: LogicalSharding) -> Table:
+    """Weights as they are stored; blocks are alike, so one line stands for all of them."""
+    table = _table("Weights, stored in float32; Adam keeps two more arrays like each of these")
+    shapes = named_parameters(abstract_parameters(config.model))
+    axes = logical_axes(config.model)
+    counts = Counter(_LAYER.sub("layers.*.", name) for name in shapes)
+    total = 0
+    for name, shape in shapes.items():
+        local = sharding.named(axes[name], shape.shape).shard_shape(shape.shape)
+        total += math.prod(local) * shape.dtype.itemsize
+        common = _LAYER.sub("layers.*.", name)
+        if common in counts:
+            _add(table, sharding, common, counts.pop(common), axes[name], local, "float32")
+    table.add_section()
+    table.add_row("all weights", "", "", "", "", "", _size(total))
+    return table
+
+
+def _activations_table(config: RunConfig, sharding: LogicalSharding) -> Table:
+    layout = BatchLayout(config, sharding)
+    table = _table("Batch, and activations of one micro batch, in the order they are made")
+    local = layout.sharding.shard_shape(layout.shape)
+    for name, array in layout.abstract().items():
+        _add(table, sharding, name, 1, BATCH_AXES, local, array.dtype.name)
+    made = Counter(_traced_activations(config, sharding))
+    for activation, count in made.items():
+        parts = sharding.tensor_spec(activation.axes)
+        tensor = sharding.size("tensor")
+        shape = tuple(
+            size // tensor if part else size
+            for size, part in zip(activation.shape, parts, strict=True)
+        )
+        name = activation.where.removesuffix(".__call__")
+        _add(table, sharding, name, count, activation.axes, shape, activation.dtype)
+    return table
+
+
+def _traced_activations(config: RunConfig, sharding: LogicalSharding) -> Iterable[Activation]:
+    """What the forward pass of the training step constrains."""
+    plain = config.model_copy(
+        update={"training": config.training.model_copy(update={"remat": "none"})}
+    )
+    platform = sharding.mesh.devices.flat[0].platform
+    objective = make_objective(plain, sharding, platform)
+    step = make_train_step(plain, sharding, objective)
+    with recording() as activations:
+        step.trace(abstract_state(plain, sharding), BatchLayout(plain, sharding).abstract())
+    return activations
+
+
+def _table(title: str) -> Table:
+    return Table(
+        "name", "count", "logical axes", "mesh axes", "shape per device", "dtype", "bytes",
+        title=title,
+    )  # fmt: skip
+
+
+def _add(
+    table: Table,
+    sharding: LogicalSharding,
+    name: str,
+    count: int,
+    axes: LogicalAxes,
+    shape: tuple[int, ...],
+    dtype: str,
+) -> None:
+    split = [" x ".join(sharding.mesh_axes(axis)) or "-" for axis in axes]
+    size = math.prod(shape) * jnp.dtype(dtype).itemsize
+    table.add_row(
+        name,
+        str(count),
+        ", ".join(axes),
+        ", ".join(split),
+        ", ".join(map(str, shape)),
+        dtype,
+        _size(size),
+    )
+
+
+def _size(count: int) -> str:
+    """Bytes as a person reads them."""
+    if count < 2**20:
+        return f"{count:,} B"
+    return f"{count / 2**20:,.1f} MiB"
