@@ -18,7 +18,7 @@ from dongwu_jax.config import ModelConfig
 from dongwu_jax.models.remat import rematerialize
 from dongwu_jax.models.rope import apply_rotary, rotary_tables
 from dongwu_jax.parallel.context import Attend
-from dongwu_jax.parallel.sharding import constrain
+from dongwu_jax.parallel.sharding import constrain, constrain_both_ways
 from dongwu_jax.parallel.weights import use_weight
 
 RotaryTables = tuple[jax.Array, jax.Array]
@@ -46,6 +46,13 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     wide = x.astype(jnp.float32)
     normalised = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
     return (normalised * scale).astype(x.dtype)
+
+
+def _into_stream(output: jax.Array) -> jax.Array:
+    """Lay out what is added to the residual stream."""
+    return constrain_both_ways(
+        output, ("batch", "residual_length", "hidden"), ("batch", "length", "hidden")
+    )
 
 
 class Attention(nnx.Module):
@@ -81,9 +88,7 @@ class Attention(nnx.Module):
         value = constrain(value, "batch", "length", "kv_heads", "head_dim")
         mixed = constrain(attend(query, key, value), "batch", "length", "heads", "head_dim")
         output = jnp.einsum("btnh,nhd->btd", mixed, self.o_proj[...])
-        return checkpoint_name(
-            constrain(output, "batch", "residual_length", "hidden"), "attention_output"
-        )
+        return checkpoint_name(_into_stream(output), "attention_output")
 
 
 class MLP(nnx.Module):
@@ -101,8 +106,7 @@ class MLP(nnx.Module):
         gate = checkpoint_name(jnp.einsum("btd,df->btf", x, self.gate_proj[...]), "gate_up")
         up = checkpoint_name(jnp.einsum("btd,df->btf", x, self.up_proj[...]), "gate_up")
         inner = constrain(jax.nn.silu(gate) * up, "batch", "length", "mlp")
-        output = jnp.einsum("btf,fd->btd", inner, self.down_proj[...])
-        return constrain(output, "batch", "residual_length", "hidden")
+        return _into_stream(jnp.einsum("btf,fd->btd", inner, self.down_proj[...]))
 
 
 class Block(nnx.Module):
@@ -138,9 +142,14 @@ class Llama(nnx.Module):
             self.lm_head = weight((width, rows), "embed", "vocab")
         self.config = config
 
-    def embed(self, tokens: jax.Array) -> jax.Array:
-        """int32 [batch, length] -> [batch, length, embed]."""
-        return constrain(in_use(self.embed_tokens)[tokens], "batch", "residual_length", "hidden")
+    def embed(self, tokens: jax.Array, table: jax.Array | None = None) -> jax.Array:
+        """int32 [batch, length] -> [batch, length, embed].
+
+        Args:
+            table: the embedding matrix in use, when many calls shall share it.
+        """
+        table = in_use(self.embed_tokens) if table is None else table
+        return constrain(table[tokens], "batch", "residual_length", "hidden")
 
     def hidden_states(
         self,

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.models.rope_frequencies import inverse_frequencies
+from dongwu_jax.parallel.sharding import constrain
 
 
 def rotary_tables(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
@@ -17,7 +18,11 @@ def rotary_tables(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array,
         Two float32 arrays [batch, length, 1, head_dim / 2], to broadcast over heads.
     """
     angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(config)
-    return jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+    cosine, sine = (
+        constrain(table[:, :, None, :], "batch", "length", "hidden", "head_dim")
+        for table in (jnp.cos(angles), jnp.sin(angles))
+    )
+    return cosine, sine
 
 
 def apply_rotary(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -5,6 +5,7 @@ axes split it. Changing a layout means changing a rule, never the model.
 """
 
 import difflib
+import functools
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -208,11 +209,23 @@ def recording() -> Iterator[list[Activation]]:
         _RECORD.reset(token)
 
 
-def record(where: str, x: jax.Array, axes: LogicalAxes) -> None:
-    """Note an activation, if anybody is `recording`."""
+def record(where: str | None, x: jax.Array, axes: LogicalAxes) -> None:
+    """Note an activation, if anybody is `recording`; `where` None: in the method that calls."""
     recorded = _RECORD.get()
     if recorded is not None:
-        recorded.append(Activation(where, axes, x.shape, x.dtype.name))
+        recorded.append(Activation(where or _calling_method(), axes, x.shape, x.dtype.name))
+
+
+def _calling_method() -> str:
+    """The innermost method of a model's class that is running."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        in_models = frame.f_globals.get("__name__", "").startswith("dongwu_jax.models")
+        name = frame.f_code.co_qualname
+        if in_models and "." in name and "<" not in name:
+            return name.removesuffix(".__call__")
+        frame = frame.f_back
+    return "batch"
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
@@ -221,7 +234,11 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
     Raises:
         UserError: a dimension does not divide by the tensor shards.
     """
-    record(sys._getframe(1).f_code.co_qualname, x, axes)
+    record(None, x, axes)
+    return _lay_out(x, axes)
+
+
+def _lay_out(x: jax.Array, axes: LogicalAxes) -> jax.Array:
     sharding = _LOCAL.get()
     if sharding is None or sharding.size("tensor") == 1:
         return x
@@ -233,3 +250,28 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
                 f"one of them, or sharding.rules.{name}"
             )
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def constrain_both_ways(x: jax.Array, axes: LogicalAxes, gradient_axes: LogicalAxes) -> jax.Array:
+    """`constrain`, and lay out the gradient by `gradient_axes`.
+
+    For what leaves a matrix product split: both products of the backward pass need the gradient
+    whole, and join it once if it is whole before they take it.
+    """
+    return constrain(x, *axes)
+
+
+def _constrain_forward(
+    x: jax.Array, axes: LogicalAxes, gradient_axes: LogicalAxes
+) -> tuple[jax.Array, None]:
+    return constrain_both_ways(x, axes, gradient_axes), None
+
+
+def _constrain_backward(
+    axes: LogicalAxes, gradient_axes: LogicalAxes, _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    return (_lay_out(gradient, gradient_axes),)
+
+
+constrain_both_ways.defvjp(_constrain_forward, _constrain_backward)

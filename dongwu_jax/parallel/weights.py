@@ -209,9 +209,12 @@ class WeightExchange:
     def _all_layers(self, own: jax.Array, layout: WeightLayout) -> jax.Array:
         """The inverse of `_own_layers`: [own layers, ...] -> [all layers, ...] as stored."""
         stacked = _stacked(layout)
+        narrow = own.astype(self.sharding.grad_reduce_dtype)
         if "pipe" in layout.per_step:
-            return all_to_all(own, "pipe", stacked.dim, 0, stacked.axes)
-        return all_gather(own, ("pipe",), 0, stacked.axes)
+            whole = all_to_all(narrow, "pipe", stacked.dim, 0, stacked.axes)
+        else:
+            whole = all_gather(narrow, ("pipe",), 0, stacked.axes)
+        return whole.astype(own.dtype)
 
     def _summed(self, gradient: jax.Array, layout: WeightLayout, over_pipe: bool) -> jax.Array:
         """The sum over all devices that saw other tokens, split as it is stored."""

@@ -74,8 +74,7 @@ def _activations_table(config: RunConfig, sharding: LogicalSharding) -> Table:
             size // tensor if part else size
             for size, part in zip(activation.shape, parts, strict=True)
         )
-        name = activation.where.removesuffix(".__call__")
-        _add(table, sharding, name, count, activation.axes, shape, activation.dtype)
+        _add(table, sharding, activation.where, count, activation.axes, shape, activation.dtype)
     return table
 
 

@@ -25,7 +25,7 @@ from dongwu_jax.models.parameters import (
 from dongwu_jax.models.ring_attention import zigzag_order
 from dongwu_jax.parallel.collectives import all_reduce
 from dongwu_jax.parallel.mesh import MANUAL_AXES
-from dongwu_jax.parallel.sharding import LogicalSharding, local_to
+from dongwu_jax.parallel.sharding import LogicalSharding, constrain, local_to
 from dongwu_jax.parallel.weights import WeightExchange, weight_layout
 from dongwu_jax.training.losses import Batch, LossFunction
 from dongwu_jax.training.pipelined import Pipelined
@@ -163,7 +163,10 @@ class Objective:
 
 def _own_positions(batch: Batch, order: jax.Array) -> Batch:
     """The positions of each sequence that lie on this device, and which they are."""
-    own = {name: jnp.take(x, order, axis=-1) for name, x in batch.items()}
+    own = {
+        name: constrain(jnp.take(x, order, axis=-1), "micro_batches", "batch", "length")
+        for name, x in batch.items()
+    }
     return own | {"positions": jnp.broadcast_to(order, own["tokens"].shape)}
 
 

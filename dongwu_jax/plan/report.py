@@ -1,0 +1,259 @@
+"""A plan as text and as JSON."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from dongwu_jax.models.flops import flops_per_token
+from dongwu_jax.parallel.mesh import MESH_AXES
+from dongwu_jax.plan.cluster import GPUS_PER_HOST, LINK_EFFICIENCY
+from dongwu_jax.plan.compiling import CompiledStep
+from dongwu_jax.plan.memory import POOL_SHARE
+from dongwu_jax.plan.planning import Plan
+from dongwu_jax.plan.step_time import HIDDEN_SHARE, bubble
+
+_GIB = 2**30
+_CONVENTIONS = ("V1", "V2", "V3")
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """The whole plan, with what it assumes."""
+    console.print(_heading(plan))
+    console.print(_memory(plan))
+    console.print(_collectives(plan))
+    console.print(_speed(plan))
+    console.print(_assumptions(plan))
+
+
+def print_ranking(plans: list[Plan], considered: int, console: Console) -> None:
+    """The compiled layouts of a search, the best first."""
+    table = Table(title=f"{len(plans)} layouts compiled of {considered} that may fit")
+    for heading in (
+        "mesh",
+        "remat",
+        "micro batch",
+        "GiB",
+        "fits",
+        "s/step",
+        "MFU",
+        "B tokens/day/8",
+    ):
+        justify: Any = "left" if heading in ("mesh", "remat") else "right"
+        table.add_column(heading, justify=justify)
+    for plan in plans:
+        time, training = plan.step_time, plan.config.training
+        table.add_row(
+            _mesh(plan),
+            training.remat,
+            str(training.micro_batch_size),
+            f"{plan.peak_bytes / _GIB:.1f}",
+            "yes" if plan.fits else "no",
+            f"{time.total:.2f}",
+            f"{_mfu(plan, 'V2'):.1%}",
+            f"{time.tokens_per_day_per_host / 1e9:.2f}",
+        )
+    console.print(table)
+    console.print(*_backend_notes(plans[0]), sep="\n")
+
+
+def plan_as_json(plan: Plan) -> dict[str, Any]:
+    """Every figure of the plan; bytes, seconds and FLOPs of one device and one step."""
+    time = plan.step_time
+    return {
+        "gpu": plan.cluster.gpu.key,
+        "devices": plan.device_count,
+        "mesh": plan.cluster.mesh_shape,
+        "remat": plan.config.training.remat,
+        "micro_batch_size": plan.config.training.micro_batch_size,
+        "parameters": plan.parameters,
+        "fits": plan.fits,
+        "peak_bytes": plan.peak_bytes,
+        "usable_bytes": plan.usable_bytes,
+        "memory_estimate": asdict(plan.estimate) | {"total": plan.estimate.total},
+        "compiled": None if plan.compiled is None else asdict(plan.compiled),
+        "out_of_memory": plan.out_of_memory,
+        "collectives": [asdict(total) for total in plan.collectives],
+        "flops_per_token": {
+            convention: flops_per_token(
+                plan.config.model, plan.config.data.sequence_length, convention
+            )
+            for convention in _CONVENTIONS
+        },
+        "step_time": asdict(time) | {"total": time.total},
+        "mfu": {convention: _mfu(plan, convention) for convention in _CONVENTIONS},
+        "tokens_per_day_per_8_gpus": time.tokens_per_day_per_host,
+    }
+
+
+def _heading(plan: Plan) -> str:
+    training = plan.config.training
+    return (
+        f"{plan.parameters / 1e9:.2f}B parameters on {plan.device_count} x "
+        f"{plan.cluster.gpu.name}: {_mesh(plan)}\n"
+        f"global batch {training.global_batch_size} x {plan.config.data.sequence_length} tokens, "
+        f"micro batch {training.micro_batch_size}, "
+        f"{plan.config.accumulation_steps(plan.device_count)} of them a step, remat "
+        f"{training.remat}"
+    )
+
+
+def _mesh(plan: Plan) -> str:
+    shape = plan.cluster.mesh_shape
+    sizes = [f"{axis} {shape[axis]}" for axis in MESH_AXES if shape[axis] > 1]
+    return " x ".join(sizes) or "one device"
+
+
+def _memory(plan: Plan) -> RenderableType:
+    estimate, compiled = plan.estimate, plan.compiled
+    table = Table(title="memory of one GPU, GiB", title_justify="left")
+    table.add_column("")
+    table.add_column("closed form", justify="right")
+    measured: dict[str, str] = {}
+    if compiled is not None:
+        rough = "" if compiled.backend == "cuda" else ", rough"
+        table.add_column(f"compiled ({compiled.backend}{rough})", justify="right")
+        measured = {
+            "state": _gib(compiled.argument_bytes),
+            "gradients": f"all others: {_gib(compiled.peak_bytes - compiled.argument_bytes)}",
+        }
+    for name, meaning in _PARTS.items():
+        row = f"{name} ({meaning})", _gib(getattr(estimate, name)), measured.get(name, "")
+        table.add_row(*row[: len(table.columns)])
+    peak = _gib(compiled.peak_bytes) if compiled is not None else ""
+    table.add_row(*("together", _gib(estimate.total), peak)[: len(table.columns)])
+    return Group(table, *_verdict(plan))
+
+
+_PARTS = {
+    "state": "float32 masters, Adam moments",
+    "gradients": "float32",
+    "weights": "in the dtype of computation",
+    "activations": "kept for the backward pass",
+    "temporaries": "joined weights, work, logits",
+}
+
+
+def _gib(count: float) -> str:
+    return f"{count / _GIB:.1f}"
+
+
+def _verdict(plan: Plan) -> list[str]:
+    on_cuda = plan.compiled is not None and plan.compiled.backend == "cuda"
+    usable = f"{_gib(plan.usable_bytes)} GiB, {POOL_SHARE:.0%} of the GPU's"
+    if plan.out_of_memory:
+        return [f"DOES NOT FIT: the compiler ran out of memory ({plan.out_of_memory})"]
+    return [
+        f"{'fits' if plan.fits else 'DOES NOT FIT'}: {_gib(plan.peak_bytes)} GiB "
+        f"({'compiled' if on_cuda else 'closed form'}) of {usable}"
+    ]
+
+
+def _collectives(plan: Plan) -> RenderableType:
+    compiled = plan.compiled
+    source = "closed form" if compiled is None else f"compiled for {compiled.backend}"
+    table = Table(title=f"collectives of one GPU in one step ({source})", title_justify="left")
+    for heading in ("over", "kind", "dtype", "calls", "GiB sent"):
+        justify: Any = "left" if heading in ("over", "kind", "dtype") else "right"
+        table.add_column(heading, justify=justify)
+    for total in plan.collectives:
+        calls = str(total.calls or "")
+        sent = f"{total.wire_bytes / _GIB:.2f}"
+        table.add_row(" x ".join(total.axes), total.kind, total.dtype, calls, sent)
+    notes = [] if compiled is None else _complaints(compiled)
+    return Group(table, *notes)
+
+
+def _complaints(compiled: CompiledStep) -> list[str]:
+    notes = []
+    if compiled.complaints:
+        notes.append(
+            f"warning: {len(compiled.complaints)} arrays are replicated on the way from one layout "
+            f"to another, e.g. {compiled.complaints[0][:300]}"
+        )
+    if not compiled.loops_known:
+        notes.append("warning: a loop of unknown length was counted as one round")
+    return notes
+
+
+def _speed(plan: Plan) -> RenderableType:
+    time = plan.step_time
+    table = Table(title="estimated seconds of a step", title_justify="left")
+    table.add_column("")
+    table.add_column("s", justify="right")
+    table.add_column("share", justify="right")
+    for label, seconds in (
+        ("matrix products", time.matmul),
+        ("attention", time.attention),
+        ("recomputation", time.recompute),
+        (f"pipeline bubble ({bubble(plan.config, plan.cluster.mesh_shape):.1%})", time.bubble),
+        ("optimizer", time.optimizer),
+        ("communication that is waited for", time.exposed_communication),
+        ("step", time.total),
+    ):
+        table.add_row(label, f"{seconds:.3f}", f"{seconds / time.total:.0%}")
+    return Group(
+        table,
+        f"communication hidden behind compute: {time.hidden_communication:.3f} s",
+        f"{time.tokens / time.total:,.0f} tokens/s, "
+        f"{time.tokens_per_day_per_host / 1e9:.2f}B tokens a day on 8 GPUs",
+        *_utilisation(plan),
+    )
+
+
+def _utilisation(plan: Plan) -> list[str]:
+    """FLOPs, TFLOP/s and MFU in each convention."""
+    lines = []
+    for convention in _CONVENTIONS:
+        per_gpu = _flops_per_gpu(plan, convention)
+        lines.append(
+            f"by {convention}: {per_gpu / 1e15:.2f} PFLOP a step and GPU, "
+            f"{per_gpu / plan.step_time.total / 1e12:.0f} TFLOP/s, MFU {_mfu(plan, convention):.1%}"
+        )
+    return lines
+
+
+def _flops_per_gpu(plan: Plan, convention: str) -> float:
+    each = flops_per_token(plan.config.model, plan.config.data.sequence_length, convention)
+    return each * plan.step_time.tokens / plan.device_count
+
+
+def _mfu(plan: Plan, convention: str) -> float:
+    achieved = _flops_per_gpu(plan, convention) / plan.step_time.total
+    return achieved / plan.cluster.gpu.peak_flops
+
+
+def _assumptions(plan: Plan) -> str:
+    gpu, network = plan.cluster.gpu, plan.cluster.network_bandwidth
+    return "\n".join(
+        [
+            *_backend_notes(plan),
+            f"assumed: matrix products at {gpu.matmul_flops / 1e12:.0f} TFLOP/s and attention at "
+            f"{gpu.attention_flops / 1e12:.0f} (causal), what steps reach on this GPU, smaller "
+            "matrices of tensor parallelism not counted as slower;",
+            f"  {GPUS_PER_HOST} GPUs a host, {gpu.link_bandwidth / 1e9:.0f} GB/s each to the "
+            f"others and {network / 1e9:.0f} GB/s to other hosts, {LINK_EFFICIENCY:.0%} "
+            "of that reached, latency left out; mesh axes from the slowest links inwards: "
+            f"{', '.join(MESH_AXES)};",
+            f"  {HIDDEN_SHARE:.0%} of the communication over fsdp and context is hidden behind "
+            "compute, as far as compute lasts; all other communication is waited for;",
+            f"  the pool of XLA_PYTHON_CLIENT_MEM_FRACTION={POOL_SHARE} is usable; NCCL, cuDNN and "
+            "the CUDA context need the rest",
+        ]
+    )
+
+
+def _backend_notes(plan: Plan) -> list[str]:
+    compiled = plan.compiled
+    if compiled is None:
+        return []
+    how = f"compiled in {compiled.seconds:.0f} s with JAX {compiled.jax_version}"
+    if compiled.backend == "cuda":
+        return [f"{how} for {plan.device_count} {plan.cluster.gpu.name}, without a GPU"]
+    return [
+        f"{how} for {plan.device_count} virtual CPU devices, deep models from two shallow ones: "
+        "collectives as on GPUs (bfloat16 counted where the CPU sends float32; closed form over "
+        "tensor), memory rough (no flash attention). pip install 'dongwu_jax[plan]' to "
+        "compile for GPUs"
+    ]

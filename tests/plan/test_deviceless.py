@@ -1,0 +1,75 @@
+"""Compiling for GPUs that are not there, with JAX's CUDA plugin; for CPU devices without it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from command_lines import exit_code
+
+from dongwu_jax.config import parse_config
+from dongwu_jax.errors import UserError
+from dongwu_jax.plan import deviceless
+from dongwu_jax.plan.__main__ import main
+from dongwu_jax.plan.cluster import GPUS
+from dongwu_jax.plan.traffic import estimate_traffic
+
+SMALL = {
+    "model": {
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_layers": 4,
+        "num_heads": 8,
+        "num_kv_heads": 8,
+        "max_position_embeddings": 2048,
+    },
+    "data": {"sequence_length": 2048},
+    "training": {"global_batch_size": 16, "micro_batch_size": 1, "remat": "attention"},
+}
+
+needs_plugin = pytest.mark.skipif(
+    not deviceless._plugin_installed(), reason="needs JAX's CUDA plugin (the extra `plan`)"
+)
+
+
+def _plan(tmp_path: Path, capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    capsys.readouterr()
+    assert exit_code(main, "--config", path, "--backend", "cuda", "--json", *arguments) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@needs_plugin
+@pytest.mark.parametrize("gpu", list(GPUS))
+def test_sixteen_gpus(gpu: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = _plan(tmp_path, capsys, "--devices", 16, "--gpu", gpu, "mesh.fsdp=8", "mesh.data=2")
+    compiled = plan["compiled"]
+    assert compiled["backend"] == "cuda"
+    assert not compiled["complaints"]
+    assert compiled["argument_bytes"] == pytest.approx(plan["memory_estimate"]["state"], rel=0.01)
+    assert compiled["peak_bytes"] == pytest.approx(plan["memory_estimate"]["total"], rel=0.4)
+    dtypes = {(one["kind"], *one["axes"]): one["dtype"] for one in reversed(plan["collectives"])}
+    assert dtypes["all-gather", "fsdp"] == "bf16"
+    assert dtypes["reduce-scatter", "fsdp"] == "f32"
+
+
+@needs_plugin
+def test_sequence_parallelism_over_tensor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = _plan(tmp_path, capsys, "--devices", 8, "mesh.tensor=4", "mesh.data=2")
+    config = parse_config(SMALL | {"mesh": {"tensor": 4, "data": 2}}, "test")
+    compiled = {
+        (one["kind"], *one["axes"], one["dtype"]): one["wire_bytes"] for one in plan["collectives"]
+    }
+    for one in estimate_traffic(config, config.mesh_shape(8)):
+        if one.axes == ("tensor",):
+            assert one.wire_bytes == pytest.approx(compiled[one.kind, "tensor", "bf16"], rel=0.2)
+
+
+def test_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deviceless, "_plugin_installed", lambda: False)
+    assert deviceless.choose_backend("auto") == "cpu"
+    with pytest.raises(UserError, match="--backend cuda: JAX's CUDA plugin is not installed"):
+        deviceless.choose_backend("cuda")

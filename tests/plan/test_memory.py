@@ -1,0 +1,70 @@
+"""The closed form of memory against the arrays that a step really takes."""
+
+import math
+from typing import Any
+
+import jax
+import pytest
+from runs import BASE
+
+from dongwu_jax.config import parse_config
+from dongwu_jax.config.loading import _overlay
+from dongwu_jax.parallel.layout import make_sharding
+from dongwu_jax.plan.memory import estimate_memory
+from dongwu_jax.plan.parameters import parameter_table
+from dongwu_jax.training.state import abstract_state
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mesh": {"fsdp": 8}},
+        {"mesh": {"fsdp": 2, "tensor": 4}},
+        {"mesh": {"pipe": 2, "fsdp": 2, "tensor": 2}},
+        {"mesh": {"fsdp": 2}, "sharding": {"rules": {"embed": ["fsdp", "context", "data"]}}},
+        {"mesh": {"context": 2, "fsdp": 4}, "model": {"num_kv_heads": 2}},
+    ],
+)
+def test_state_is_what_a_device_stores(changes: dict[str, Any]) -> None:
+    config = parse_config(_overlay(BASE, changes), "test")
+    state = abstract_state(config, make_sharding(config, jax.devices()))
+    stored = sum(
+        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
+        for leaf in jax.tree.leaves(state)
+    )
+    counters = 2 * 4  # step, and updates that Adam has seen
+    assert estimate_memory(config, config.mesh_shape(8)).state == stored - counters
+    leaves = jax.tree.leaves(state.parameters)
+    assert parameter_table(config.model).total == sum(leaf.size for leaf in leaves)
+
+
+@pytest.mark.parametrize(
+    ("remat", "compiled"), [("none", 123.2), ("minimal", 64.4), ("attention", 38.7), ("full", 35.8)]
+)
+def test_the_peak_of_a_step_compiled_for_eight_h100(remat: str, compiled: float) -> None:
+    settings = {
+        "model": {
+            "hidden_size": 5120,
+            "intermediate_size": 13824,
+            "num_layers": 40,
+            "num_heads": 40,
+        },
+        "mesh": {"fsdp": 8},
+        "training": {"global_batch_size": 32, "micro_batch_size": 2, "remat": remat},
+    }
+    config = parse_config(settings, "test")
+    gib = estimate_memory(config, config.mesh_shape(8)).total / 2**30
+    assert gib == pytest.approx(compiled, rel=0.1)
+
+
+def test_a_pipeline_keeps_every_micro_batch_in_flight() -> None:
+    def activations(micro_batches: int) -> float:
+        settings = {
+            "mesh": {"pipe": 4},
+            "training": {"global_batch_size": micro_batches, "micro_batch_size": 1},
+        }
+        config = parse_config(settings, "test")
+        return estimate_memory(config, config.mesh_shape(4)).activations
+
+    # vM + P - 1 ticks of 8 layers each, and streams that grow with M.
+    assert activations(16) / activations(8) == pytest.approx(19 / 11, rel=0.02)

@@ -1,0 +1,92 @@
+"""Estimated speed against measured steps of one H100 and against the arithmetic of pipelines."""
+
+from typing import Any
+
+import pytest
+
+from dongwu_jax.config import parse_config
+from dongwu_jax.models.flops import flops_per_token
+from dongwu_jax.plan.cluster import GPUS
+from dongwu_jax.plan.planning import Plan, sketch_plan
+from dongwu_jax.plan.step_time import bubble
+
+SLICE = {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_heads": 40,
+    "num_layers": 4,
+    "max_position_embeddings": 32768,
+}
+
+
+def _plan(gpu: str = "h100", devices: int = 1, length: int = 4096, **sections: Any) -> Plan:
+    settings: dict[str, Any] = {
+        "model": SLICE,
+        "data": {"sequence_length": length},
+        "training": {"global_batch_size": 32768 // length, "micro_batch_size": 1},
+    }
+    for name, section in sections.items():
+        settings[name] = settings.get(name, {}) | section
+    return sketch_plan(parse_config(settings, "test"), GPUS[gpu], devices)
+
+
+def _tflops(plan: Plan) -> float:
+    """By Megatron's V2 count."""
+    model, length = plan.config.model, plan.config.data.sequence_length
+    tokens = plan.step_time.tokens / plan.device_count
+    return tokens * flops_per_token(model, length, "V2") / plan.step_time.total / 1e12
+
+
+@pytest.mark.parametrize(
+    ("remat", "length", "measured"),
+    [("none", 4096, 600), ("attention", 4096, 498), ("full", 4096, 490), ("full", 32768, 589)],
+)
+def test_an_h100_at_measured_speed(remat: str, length: int, measured: float) -> None:
+    plan = _plan(length=length, training={"remat": remat})
+    assert _tflops(plan) == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("layers", "pipe", "micro_batch", "billion_tokens"),
+    [
+        (36, 2, 12, 0.59),  # 31B
+        (80, 4, 4, 0.27),  # 65B
+    ],
+)
+def test_a100s_as_fast_as_megatron_on_a_cluster(
+    layers: int, pipe: int, micro_batch: int, billion_tokens: float
+) -> None:
+    """Tokens a day on 8 of 32 GPUs; 2,400 sequences of 2,048 tokens a step."""
+    plan = _plan(
+        "a100",
+        32,
+        2048,
+        model={
+            "hidden_size": 8192,
+            "intermediate_size": 21824,
+            "num_layers": layers,
+            "num_heads": 64,
+        },
+        mesh={"pipe": pipe, "tensor": 8},
+        sharding={"rules": {"embed": ["fsdp", "context", "data", "pipe"]}},
+        training={"global_batch_size": 2400, "micro_batch_size": micro_batch},
+    )
+    assert plan.step_time.tokens_per_day_per_host / 1e9 == pytest.approx(billion_tokens, rel=0.05)
+
+
+def test_a_pipeline_is_idle_while_it_fills() -> None:
+    mesh = {"pipe": 4}
+    training = {"global_batch_size": 8, "micro_batch_size": 1}
+    plain = _plan(devices=4, mesh=mesh, training=training)
+    shape = plain.cluster.mesh_shape
+    assert bubble(plain.config, shape) == pytest.approx(3 / 11)
+    time = plain.step_time
+    assert time.bubble == pytest.approx((time.matmul + time.attention) * 3 / 8)
+
+
+def test_a_slower_network_makes_replicas_wait() -> None:
+    settings = _plan(devices=16, mesh={"fsdp": 8}, training={"global_batch_size": 64}).config
+    fast = sketch_plan(settings, GPUS["h100"], 16, 50e9).step_time
+    slow = sketch_plan(settings, GPUS["h100"], 16, 5e9).step_time
+    assert slow.matmul == fast.matmul
+    assert slow.exposed_communication > 5 * fast.exposed_communication
