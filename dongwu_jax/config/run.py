@@ -212,6 +212,13 @@ class RunConfig(Section):
                 f"data.sequence_length={length} is not divisible by {parts} parts (mesh.context="
                 f"{context}{', two each for ring attention' if parts > context else ''})"
             )
+        chunk, own = self.training.loss_chunk_tokens, length // context
+        if chunk and chunk < own and own % chunk:
+            raise ValueError(
+                f"training.loss_chunk_tokens={chunk} does not divide the {own} positions of a "
+                f"sequence that lie on one device (data.sequence_length={length}, mesh.context="
+                f"{context})"
+            )
         if "residual_length" not in self.sharding.rules and length % (context * tensor):
             raise ValueError(
                 f"data.sequence_length={length} is not divisible by mesh.context={context} x "
@@ -231,6 +238,11 @@ class RunConfig(Section):
                         "mesh.pipe > 1"
                     )
             return
+        if training.scan_layers:
+            raise ValueError(
+                "training.scan_layers=true: a pipeline loops over micro batches, not over layers; "
+                "leave it out, or set mesh.pipe=1"
+            )
         pieces = stages * training.virtual_stages
         if layers % pieces:
             raise ValueError(

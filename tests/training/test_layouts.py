@@ -114,6 +114,18 @@ def test_weights_and_optimizer_state_are_stored_split(mesh, shard, tmp_path):
             {"mesh": {"tensor": 4}, "data": {"sequence_length": 30}},
             "sequence_length=30 is not divisible by mesh.context=1 x mesh.tensor=4",
         ),
+        (
+            {"mesh": {"pipe": 2}, "training": {"scan_layers": True}},
+            "scan_layers=true: a pipeline loops over micro batches",
+        ),
+        (
+            {
+                "mesh": {"context": 4},
+                "data": {"sequence_length": 24},
+                "training": {"loss_chunk_tokens": 4},
+            },
+            "loss_chunk_tokens=4 does not divide the 6 positions",
+        ),
         ({"sharding": {"rules": {"batch": ["data"]}}}, "batch is always split over"),
         (
             {"sharding": {"rules": {"mlp": ["fsdp", "tensor"]}}},
