@@ -13,12 +13,13 @@ Not counted: what `negligible_bytes` bounds.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dongwu_jax.config import RunConfig
 from dongwu_jax.models.parameters import abstract_parameters, logical_axes, named_parameters
 from dongwu_jax.parallel.mesh import MESH_AXES
 from dongwu_jax.parallel.sharding import LogicalAxes, Rules, resolve_rules
+from dongwu_jax.plan.hlo import Collective, CollectiveTotal, summarize_collectives
 
 _ITEM_BYTES = {"bfloat16": 2, "float32": 4}
 _HLO_NAMES = {"bfloat16": "bf16", "float32": "f32"}
@@ -63,6 +64,26 @@ def expected_collectives(config: RunConfig, device_count: int) -> list[ExpectedC
         )
         for key, terms in sorted(groups.items())
     ]
+
+
+def expected_totals(config: RunConfig, device_count: int) -> list[CollectiveTotal]:
+    """The same as what a program's `summarize_collectives` would say, most bytes sent first.
+
+    All-reduces, which any compiler merges, stand without a number of calls.
+
+    Raises:
+        As `expected_collectives`.
+    """
+    shape = config.mesh_shape(device_count)
+    totals = []
+    for expected in expected_collectives(config, device_count):
+        size = math.prod(shape[axis] for axis in expected.axes)
+        moved = Collective(
+            expected.kind, expected.dtype, expected.axes, size, expected.operand_bytes, 1, True, ""
+        )
+        (total,) = summarize_collectives([moved])
+        totals.append(replace(total, calls=expected.calls or 0))
+    return sorted(totals, key=lambda total: -total.wire_bytes)
 
 
 def negligible_bytes(config: RunConfig, device_count: int, axes: tuple[str, ...]) -> int:

@@ -7,11 +7,11 @@ from dongwu_jax.errors import UserError
 from dongwu_jax.plan.cluster import Cluster, Gpu
 from dongwu_jax.plan.compiling import CompiledStep, DoesNotFit, compile_step
 from dongwu_jax.plan.deviceless import Backend
+from dongwu_jax.plan.expected import expected_totals
 from dongwu_jax.plan.hlo import CollectiveTotal
 from dongwu_jax.plan.memory import POOL_SHARE, MemoryEstimate, estimate_memory
 from dongwu_jax.plan.parameters import parameter_table
 from dongwu_jax.plan.step_time import StepTime, estimate_step_time
-from dongwu_jax.plan.traffic import estimate_traffic
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def sketch_plan(
     except ValueError as error:
         raise UserError(str(error)) from None
     cluster = Cluster(gpu, mesh_shape, network_bandwidth or gpu.network_bandwidth)
-    collectives = estimate_traffic(config, mesh_shape)
+    collectives = expected_totals(config, device_count)
     return Plan(
         config=config,
         cluster=cluster,

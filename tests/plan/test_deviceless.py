@@ -12,7 +12,7 @@ from dongwu_jax.errors import UserError
 from dongwu_jax.plan import deviceless
 from dongwu_jax.plan.__main__ import main
 from dongwu_jax.plan.cluster import GPUS
-from dongwu_jax.plan.traffic import estimate_traffic
+from dongwu_jax.plan.expected import expected_totals
 
 SMALL = {
     "model": {
@@ -63,7 +63,7 @@ def test_sequence_parallelism_over_tensor(
     compiled = {
         (one["kind"], *one["axes"], one["dtype"]): one["wire_bytes"] for one in plan["collectives"]
     }
-    for one in estimate_traffic(config, config.mesh_shape(8)):
+    for one in expected_totals(config, 8):
         if one.axes == ("tensor",):
             assert one.wire_bytes == pytest.approx(compiled[one.kind, "tensor", "bf16"], rel=0.2)
 
