@@ -93,6 +93,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "mesh": {"context": 2, "data": 2, "pipe": 2},
         "model": {**GQA, "tie_word_embeddings": True, "qkv_bias": True},
     },
+    "tensor2_heads_whole_norm_fsdp": {
+        "mesh": {"fsdp": 4, "tensor": 2},
+        "sharding": {"rules": {"heads": None, "kv_heads": None, "norm": ["fsdp"]}},
+    },
     "gqa_tensor4_kv_repeated": {
         "mesh": {"data": 2, "tensor": 4},
         "model": GQA,

@@ -155,9 +155,12 @@ class RunConfig(Section):
         ):
             # A rule of the user's own is checked where the arrays are laid out.
             if logical_axis not in self.sharding.rules and size % parts:
+                way_out = f", or do not split it: sharding.rules.{logical_axis}=null"
+                if logical_axis == "kv_heads" and shape["context"] > 1:
+                    way_out = ""  # there, all heads of a device come from devices that have them
                 raise ValueError(
                     f"{name}={size} is not divisible by mesh.{mesh_axis}={parts}; "
-                    f"change one of them, or do not split it: sharding.rules.{logical_axis}=null"
+                    f"change one of them{way_out}"
                 )
         replicas = shape["data"] * shape["fsdp"]
         rows = training.micro_batch_size * replicas

@@ -89,7 +89,11 @@ def causal_attention(
         [batch, length, heads, head_dim] in the dtype of `query`.
     """
     sharding = current_sharding()
-    if sharding is not None and key.shape[2] % sharding.size("tensor"):
+    if (
+        sharding is not None
+        and "tensor" in sharding.mesh_axes("attention_kv_heads")
+        and key.shape[2] % sharding.size("tensor")
+    ):
         # Too few to be split as the query heads are: each query head gets its own.
         key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
     return _attention(query, key, value, implementation, ring)

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from dongwu_jax.config import ModelConfig
+from dongwu_jax.models.embedding import lookup
 from dongwu_jax.models.remat import rematerialize
 from dongwu_jax.models.rope import apply_rotary, rotary_tables
 from dongwu_jax.parallel.context import Attend
@@ -149,7 +150,7 @@ class Llama(nnx.Module):
             table: the embedding matrix in use, when many calls shall share it.
         """
         table = in_use(self.embed_tokens) if table is None else table
-        return constrain(table[tokens], "batch", "residual_length", "hidden")
+        return constrain(lookup(table, tokens), "batch", "residual_length", "hidden")
 
     def hidden_states(
         self,
@@ -184,7 +185,7 @@ class Llama(nnx.Module):
 
     def normalise(self, x: jax.Array) -> jax.Array:
         """The final norm of the last block's output."""
-        normalised = rms_norm(x, self.final_norm[...], self.config.rms_norm_eps)
+        normalised = rms_norm(x, in_use(self.final_norm), self.config.rms_norm_eps)
         return constrain(normalised, "batch", "length", "hidden")
 
     def head(self) -> jax.Array:

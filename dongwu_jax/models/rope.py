@@ -19,7 +19,7 @@ def rotary_tables(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array,
     """
     angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(config)
     cosine, sine = (
-        constrain(table[:, :, None, :], "batch", "length", "hidden", "head_dim")
+        constrain(table[:, :, None, :], "batch", "length", "each_head", "each_pair")
         for table in (jnp.cos(angles), jnp.sin(angles))
     )
     return cosine, sine

@@ -30,13 +30,20 @@ def per_device(
     out_specs = (
         tuple(map(sharding.tensor_spec, out_axes)) if several else sharding.tensor_spec(out_axes)
     )
-    return jax.shard_map(
+    mapped = jax.shard_map(
         function,
         in_specs=tuple(map(sharding.tensor_spec, in_axes)),
         out_specs=out_specs,
         axis_names={"tensor"},
         check_vma=False,
     )
+
+    def checked(*arrays: jax.Array) -> Any:
+        for axes, array in zip(in_axes, arrays, strict=True):
+            sharding.check_divides(axes, array.shape)
+        return mapped(*arrays)
+
+    return checked
 
 
 def all_gather(x: jax.Array, mesh_axes: Sequence[str], dim: int, axes: LogicalAxes) -> jax.Array:

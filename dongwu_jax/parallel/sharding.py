@@ -45,8 +45,12 @@ ACTIVATION_RULES: Rules = {
     "hidden": (),
 }
 DEFAULT_RULES: Rules = WEIGHT_RULES | ACTIVATION_RULES
-# Dimensions that are worked off one by one.
-_UNSPLIT: Rules = {"layers": (), "micro_batches": (), "whole_length": ()}
+# Dimensions that no rule splits.
+_UNSPLIT: Rules = dict.fromkeys(
+    ("layers", "micro_batches", "whole_length", "each_head", "each_pair"), ()
+)
+# `tensor` must not split these: softmax and scores are computed on one device.
+_WHOLE_IN_ATTENTION = ("attention_length", "head_dim")
 # The axes that may split one dimension of a weight, in the order in which they do.
 STORAGE_ORDER = ("fsdp", "context", "data", "pipe")
 
@@ -72,12 +76,20 @@ def resolve_rules(overrides: Mapping[str, Sequence[str] | str | None]) -> Rules:
                 )
         _check_manual_axes(name, chosen)
         rules[name] = chosen
+    for in_attention in ("attention_heads", "attention_kv_heads"):  # as the weights that make them
+        if in_attention not in overrides and "tensor" not in rules["heads"]:
+            rules[in_attention] = tuple(a for a in rules[in_attention] if a != "tensor")
     return rules | _UNSPLIT
 
 
 def _check_manual_axes(name: str, chosen: tuple[str, ...]) -> None:
     """What the training step writes out by hand is not a matter of rules."""
     manual = tuple(axis for axis in chosen if axis in MANUAL_AXES)
+    if name in _WHOLE_IN_ATTENTION and "tensor" in chosen:
+        raise UserError(
+            f"sharding.rules.{name}={list(chosen)}: attention needs it whole; split heads over "
+            "`tensor` instead"
+        )
     if name in ACTIVATION_RULES:
         fixed = tuple(axis for axis in ACTIVATION_RULES[name] if axis in MANUAL_AXES)
         if manual != fixed:
@@ -146,8 +158,23 @@ class LogicalSharding:
 
     def tensor_spec(self, axes: LogicalAxes) -> PartitionSpec:
         """Which dimensions `tensor` splits: all that is left to say where the rest is manual."""
-        split = ("tensor" in self.mesh_axes(name) for name in axes)
+        split = ["tensor" in self.mesh_axes(name) for name in axes]
+        if sum(split) > 1:
+            self.spec(axes)  # says which two
         return PartitionSpec(*("tensor" if here else None for here in split))
+
+    def check_divides(self, axes: LogicalAxes, shape: Sequence[int]) -> None:
+        """Whether `tensor` divides the dimensions that it splits.
+
+        Raises:
+            UserError: it does not; naming both numbers.
+        """
+        for name, entry, size in zip(axes, self.tensor_spec(axes), shape, strict=True):
+            if entry and size % self.size("tensor"):
+                raise UserError(
+                    f"{name}={size} is not divisible by mesh.tensor={self.size('tensor')}; change "
+                    f"one of them, or sharding.rules.{name}"
+                )
 
     def manual_spec(self, axes: LogicalAxes) -> PartitionSpec:
         """Which of the manual mesh axes split each dimension."""
@@ -209,6 +236,9 @@ def recording() -> Iterator[list[Activation]]:
         _RECORD.reset(token)
 
 
+_PROGRAM = ("dongwu_jax.models", "dongwu_jax.training")
+
+
 def record(where: str | None, x: jax.Array, axes: LogicalAxes) -> None:
     """Note an activation, if anybody is `recording`; `where` None: in the method that calls."""
     recorded = _RECORD.get()
@@ -217,15 +247,15 @@ def record(where: str | None, x: jax.Array, axes: LogicalAxes) -> None:
 
 
 def _calling_method() -> str:
-    """The innermost method of a model's class that is running."""
+    """The innermost method of model or objective that is running."""
     frame = sys._getframe(1)
     while frame.f_back is not None:
-        in_models = frame.f_globals.get("__name__", "").startswith("dongwu_jax.models")
+        module = frame.f_globals.get("__name__", "")
         name = frame.f_code.co_qualname
-        if in_models and "." in name and "<" not in name:
+        if module.startswith(_PROGRAM) and "." in name and "<" not in name:
             return name.removesuffix(".__call__")
         frame = frame.f_back
-    return "batch"
+    return ""
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
@@ -243,12 +273,7 @@ def _lay_out(x: jax.Array, axes: LogicalAxes) -> jax.Array:
     if sharding is None or sharding.size("tensor") == 1:
         return x
     spec = sharding.tensor_spec(axes)
-    for name, entry, size in zip(axes, spec, x.shape, strict=True):
-        if entry and size % sharding.size("tensor"):
-            raise UserError(
-                f"{name}={size} is not divisible by mesh.tensor={sharding.size('tensor')}; change "
-                f"one of them, or sharding.rules.{name}"
-            )
+    sharding.check_divides(axes, x.shape)
     return jax.lax.with_sharding_constraint(x, spec)
 
 

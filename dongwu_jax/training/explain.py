@@ -10,12 +10,17 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from dongwu_jax.config import RunConfig
-from dongwu_jax.models.parameters import abstract_parameters, logical_axes, named_parameters
+from dongwu_jax.models.parameters import (
+    abstract_parameters,
+    cast_matrices,
+    logical_axes,
+    named_parameters,
+)
 from dongwu_jax.parallel.layout import make_sharding
 from dongwu_jax.parallel.sharding import Activation, LogicalAxes, LogicalSharding, recording
 from dongwu_jax.training.batches import BATCH_AXES, BatchLayout
 from dongwu_jax.training.state import abstract_state
-from dongwu_jax.training.step import make_objective, make_train_step
+from dongwu_jax.training.step import make_objective
 
 _LAYER = re.compile(r"^layers\.\d+\.")
 
@@ -54,7 +59,7 @@ def _weights_table(config: RunConfig, sharding: LogicalSharding) -> Table:
         total += math.prod(local) * shape.dtype.itemsize
         common = _LAYER.sub("layers.*.", name)
         if common in counts:
-            _add(table, sharding, common, counts.pop(common), axes[name], local, "float32")
+            _add(table, sharding, common, str(counts.pop(common)), axes[name], local, "float32")
     table.add_section()
     table.add_row("all weights", "", "", "", "", "", _size(total))
     return table
@@ -65,29 +70,28 @@ def _activations_table(config: RunConfig, sharding: LogicalSharding) -> Table:
     table = _table("Batch, and activations of one micro batch, in the order they are made")
     local = layout.sharding.shard_shape(layout.shape)
     for name, array in layout.abstract().items():
-        _add(table, sharding, name, 1, BATCH_AXES, local, array.dtype.name)
-    made = Counter(_traced_activations(config, sharding))
-    for activation, count in made.items():
+        _add(table, sharding, name, "", BATCH_AXES, local, array.dtype.name)
+    for activation in dict.fromkeys(_traced_activations(config, sharding)):
         parts = sharding.tensor_spec(activation.axes)
         tensor = sharding.size("tensor")
         shape = tuple(
             size // tensor if part else size
             for size, part in zip(activation.shape, parts, strict=True)
         )
-        _add(table, sharding, activation.where, count, activation.axes, shape, activation.dtype)
+        _add(table, sharding, activation.where, "", activation.axes, shape, activation.dtype)
     return table
 
 
 def _traced_activations(config: RunConfig, sharding: LogicalSharding) -> Iterable[Activation]:
     """What the forward pass of the training step constrains."""
-    plain = config.model_copy(
-        update={"training": config.training.model_copy(update={"remat": "none"})}
+    objective = make_objective(config, sharding, sharding.mesh.devices.flat[0].platform)
+    dtype = config.precision.compute_dtype
+    weights = jax.eval_shape(
+        lambda parameters: cast_matrices(parameters, dtype),
+        abstract_state(config, sharding).parameters,
     )
-    platform = sharding.mesh.devices.flat[0].platform
-    objective = make_objective(plain, sharding, platform)
-    step = make_train_step(plain, sharding, objective)
     with recording() as activations:
-        step.trace(abstract_state(plain, sharding), BatchLayout(plain, sharding).abstract())
+        jax.eval_shape(objective.loss, weights, BatchLayout(config, sharding).abstract())
     return activations
 
 
@@ -102,7 +106,7 @@ def _add(
     table: Table,
     sharding: LogicalSharding,
     name: str,
-    count: int,
+    count: str,
     axes: LogicalAxes,
     shape: tuple[int, ...],
     dtype: str,
@@ -111,7 +115,7 @@ def _add(
     size = math.prod(shape) * jnp.dtype(dtype).itemsize
     table.add_row(
         name,
-        str(count),
+        count,
         ", ".join(axes),
         ", ".join(split),
         ", ".join(map(str, shape)),

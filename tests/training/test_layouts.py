@@ -126,6 +126,14 @@ def test_weights_and_optimizer_state_are_stored_split(mesh, shard, tmp_path):
             },
             "loss_chunk_tokens=4 does not divide the 6 positions",
         ),
+        (
+            {"sharding": {"rules": {"attention_length": ["tensor"]}}, "mesh": {"tensor": 2}},
+            "attention needs it whole",
+        ),
+        (
+            {"sharding": {"rules": {"head_dim": ["tensor"]}}, "mesh": {"tensor": 2}},
+            "attention needs it whole",
+        ),
         ({"sharding": {"rules": {"batch": ["data"]}}}, "batch is always split over"),
         (
             {"sharding": {"rules": {"mlp": ["fsdp", "tensor"]}}},

@@ -1,0 +1,46 @@
+"""Looking up embeddings, with a gradient that adds up in float32."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from dongwu_jax.parallel.sharding import constrain
+
+
+def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Rows of a matrix.
+
+    A frequent token occurs thousands of times in a micro batch; its gradient would be rounded at
+    each occurrence if it added up in bfloat16.
+
+    Args:
+        table: [vocab, embed]; the vocabulary may be sharded.
+        tokens: int32 [batch, length].
+
+    Returns:
+        [batch, length, embed].
+    """
+    return _lookup(table, tokens, table.shape[0], table.dtype.name)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _lookup(table: jax.Array, tokens: jax.Array, rows: int, dtype: str) -> jax.Array:
+    return table[tokens]
+
+
+def _forward(
+    table: jax.Array, tokens: jax.Array, rows: int, dtype: str
+) -> tuple[jax.Array, jax.Array]:
+    return table[tokens], tokens
+
+
+def _backward(
+    rows: int, dtype: str, tokens: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, None]:
+    total = constrain(jnp.zeros((rows, gradient.shape[-1]), jnp.float32), "vocab", "hidden")
+    total = constrain(total.at[tokens].add(gradient.astype(jnp.float32)), "vocab", "hidden")
+    return total.astype(dtype), None
+
+
+_lookup.defvjp(_forward, _backward)
