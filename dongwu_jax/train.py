@@ -14,6 +14,7 @@ from dongwu_jax.config.help import config_help
 from dongwu_jax.errors import UserError
 from dongwu_jax.parallel.cluster_detection import Cluster, detect_cluster
 from dongwu_jax.parallel.distributed import initialization_timeout, joined
+from dongwu_jax.training.watchdog import Watchdog, make_watchdog
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,8 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
         _explain_sharding(load_config(options.config, options.overrides), options.devices)
         return 0
     # Joined first: a process that then fails, be it over the configuration, tells the others.
-    with joined(_cluster(options), timeout):
-        _train(load_config(options.config, options.overrides), options.stop_after, timeout)
+    cluster = _cluster(options)
+    with joined(cluster, timeout):
+        config = load_config(options.config, options.overrides)
+        # Around loading, too: opening the data is where a shared file system hangs.
+        with make_watchdog(config, cluster.process_id if cluster else 0) as watchdog:
+            _train(config, watchdog, options.stop_after, timeout)
     return 0
 
 
@@ -67,14 +72,16 @@ def _explain_sharding(config: RunConfig, devices: int | None) -> None:
         console.print(table)
 
 
-def _train(config: RunConfig, stop_after: int | None, timeout_seconds: float) -> None:
+def _train(
+    config: RunConfig, watchdog: Watchdog, stop_after: int | None, timeout_seconds: float
+) -> None:
     from dongwu_jax.interop.initial_weights import resolve_initial_weights
     from dongwu_jax.parallel.same_settings import check_same_settings
     from dongwu_jax.training.trainer import Trainer
 
     config, start = resolve_initial_weights(config)
     check_same_settings(config, timeout_seconds)
-    Trainer(config, start).run(stop_after)
+    Trainer(config, start, watchdog=watchdog).run(stop_after)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -106,7 +113,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--devices",
         type=positive_int,
         metavar="N",
-        help="explain the sharding on so many devices instead of those that are here",
+        help="with --explain-sharding: on so many devices instead of those that are here",
     )
     parser.add_argument(
         "--stop-after",
@@ -115,7 +122,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="save and stop after N steps of this run; 0 saves the initial weights",
     )
     _add_cluster_flags(parser)
-    return parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    if options.devices is not None and not options.explain_sharding:
+        parser.error("--devices: only with --explain-sharding; a training uses all that are here")
+    return options
 
 
 def _add_cluster_flags(parser: argparse.ArgumentParser) -> None:

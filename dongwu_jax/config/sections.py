@@ -356,10 +356,11 @@ class GuardsConfig(Section):
         "of all threads are written and the process exits with code 124; 0: never",
     )
     hang_timeout_min_seconds: PositiveFloat = Field(
-        300.0, description="no step is a hang before it has taken this long"
+        300.0, le=864_000.0, description="no step is a hang before it has taken this long"
     )
     hang_timeout_pause_seconds: PositiveFloat = Field(
         3600.0,
+        le=864_000.0,  # ten days; the clocks that wait for it take no number at will
         description="limit of all that is no ordinary step: loading, compiling with the first "
         "step, an evaluation, saving a checkpoint",
     )

@@ -63,7 +63,8 @@ def detect_cluster(
     flags = Launch(("command line",), coordinator_address, num_processes, process_id)
     launch = _overlay(flags, from_variables(environment))
     if None in (launch.coordinator_address, launch.num_processes, launch.process_id):
-        launch = _overlay(launch, from_launcher(environment))
+        has_coordinator = launch.coordinator_address is not None
+        launch = _overlay(launch, from_launcher(environment, has_coordinator))
     if launch.coordinator_address is None and launch.num_processes is None:
         if launch.process_id:
             raise UserError(_incomplete(launch))
@@ -145,10 +146,16 @@ def _check(cluster: Cluster) -> None:
             f"coordinator address {cluster.coordinator_address!r}: no port has this number"
         )
     if not 0 <= cluster.process_id < cluster.num_processes:
-        raise UserError(
+        text = (
             f"process {cluster.process_id} of {cluster.num_processes} ({cluster.source}): the "
             f"processes are numbered from 0 to {cluster.num_processes - 1}"
         )
+        if "Slurm" in cluster.source:
+            text += (
+                "; of a heterogeneous step Slurm counts the tasks of each component alone: give "
+                "JAX_NUM_PROCESSES and JAX_COORDINATOR_ADDRESS"
+            )
+        raise UserError(text)
     several_hosts = cluster.num_hosts is not None and cluster.num_hosts > 1
     if several_hosts and reaches_only_this_host(host):
         raise UserError(

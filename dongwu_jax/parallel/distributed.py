@@ -9,13 +9,14 @@ from contextlib import contextmanager
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.parallel.cluster_detection import Cluster
-from dongwu_jax.parallel.lifelines import Lifelines
+from dongwu_jax.parallel.lifelines import KeyValueStore, Lifelines
 from dongwu_jax.parallel.roll_call import Attendance, call_roll, describe_hosts
 
 logger = logging.getLogger(__name__)
 
-# After which JAX gives up a process whose threads no longer run, e.g. a stopped one.
-_HEARTBEAT_SECONDS = 60
+# After which JAX gives up a process whose threads no longer run, e.g. a stopped one. A process 0
+# like that is noticed by `lifelines`, which must be faster: JAX takes from half of this on.
+_HEARTBEAT_SECONDS = 100
 _SHUTDOWN_SECONDS = 300
 
 
@@ -38,7 +39,7 @@ def joined(cluster: Cluster | None, timeout_seconds: float) -> Iterator[None]:
     attendance = call_roll(cluster, timeout_seconds)
     lifelines = Lifelines(cluster.process_id, attendance)
     try:
-        _initialize(cluster, timeout_seconds)
+        lifelines.ask_process_0(_initialize(cluster, timeout_seconds))
         _report_all_here(attendance, time.perf_counter() - started)
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -77,9 +78,11 @@ def initialization_timeout(seconds: float | None) -> float:
     return chosen
 
 
-def _initialize(cluster: Cluster, timeout_seconds: float) -> None:
+def _initialize(cluster: Cluster, timeout_seconds: float) -> KeyValueStore:
+    """Connect JAX; returns the store that all processes share."""
     # Only now: importing JAX takes seconds, in which a process may already be missed.
     import jax
+    from jax._src import distributed  # JAX has no public way to its key-value store
 
     # JAX's service for preemption would swallow SIGTERM; without it the signal ends the process.
     jax.config.update("jax_enable_preemption_service", False)
@@ -94,6 +97,8 @@ def _initialize(cluster: Cluster, timeout_seconds: float) -> None:
         shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
     )
     _log_as(cluster.process_id)
+    assert distributed.global_state.client is not None
+    return distributed.global_state.client
 
 
 def _report_all_here(attendance: Attendance, seconds: float) -> None:

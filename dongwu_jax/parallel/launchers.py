@@ -1,5 +1,6 @@
 """What flags, variables and launchers (Slurm, Kubernetes, MPI) say about the processes of a run."""
 
+import math
 import re
 import zlib
 from collections.abc import Mapping
@@ -29,13 +30,16 @@ def from_variables(environment: Environment) -> Launch:
     return Launch(
         ("JAX_* variables",),
         environment.get("JAX_COORDINATOR_ADDRESS") or None,
-        number(environment, "JAX_NUM_PROCESSES"),
+        number(environment, "JAX_NUM_PROCESSES", least=1),
         number(environment, "JAX_PROCESS_ID"),
     )
 
 
-def from_launcher(environment: Environment) -> Launch:
-    """What the launcher says that started this process as one of several."""
+def from_launcher(environment: Environment, has_coordinator: bool) -> Launch:
+    """What the launcher says that started this process as one of several.
+
+    Kubernetes numbers the pods of any indexed job: it is a run's where a coordinator is named.
+    """
     # SLURM_NTASKS is also there in a batch script, which is one process; the step's count is not.
     if (number(environment, "SLURM_STEP_NUM_TASKS") or 1) > 1:
         return _from_slurm(environment)
@@ -43,7 +47,7 @@ def from_launcher(environment: Environment) -> Launch:
         return _from_mpi(environment, "Open MPI", "OMPI_COMM_WORLD_")
     if (number(environment, "PMI_SIZE") or 1) > 1:
         return _from_mpi(environment, "MPI", "PMI_")
-    if "JOB_COMPLETION_INDEX" in environment and "JAX_COORDINATOR_ADDRESS" in environment:
+    if "JOB_COMPLETION_INDEX" in environment and has_coordinator:
         index = number(environment, "JOB_COMPLETION_INDEX")
         return Launch(("the index of a Kubernetes job",), process_id=index)
     return Launch()
@@ -52,18 +56,19 @@ def from_launcher(environment: Environment) -> Launch:
 def _from_slurm(environment: Environment) -> Launch:
     """A task of a Slurm step; process 0 runs on the first host of its list."""
     nodes = environment.get("SLURM_STEP_NODELIST", "")
-    first = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)  # node07,... or node[07-12],...
+    first = re.match(r"(?:[^,\[\]]|\[[^\[\]]+\])+", nodes)  # node07,... or rack[1-2]n[07-12]x,...
     job, step = number(environment, "SLURM_JOB_ID"), number(environment, "SLURM_STEP_ID")
     address = None
     if first is not None:
         port = _FIRST_PORT + ((job or 0) + (step or 0)) % _PORTS
-        address = f"{first.group(1)}{first.group(2) or ''}:{port}"
+        host = re.sub(r"\[(\w+)[^\]]*\]", r"\1", first.group())
+        address = f"{host}:{port}"
     process, local = number(environment, "SLURM_PROCID"), number(environment, "SLURM_LOCALID")
     each_host = _tasks_per_host(environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
-    host = number(environment, "SLURM_NODEID") or 0
+    node = number(environment, "SLURM_NODEID") or 0
     devices = None
-    if local is not None and host < len(each_host) and "SLURM_GPUS_PER_TASK" not in environment:
-        devices = _share_of_devices(environment, local, each_host[host])
+    if local is not None and node < len(each_host) and "SLURM_GPUS_PER_TASK" not in environment:
+        devices = _share_of_devices(environment, local, each_host[node])
     return Launch(
         ("Slurm",),
         address,
@@ -93,9 +98,11 @@ def _from_mpi(environment: Environment, source: str, prefix: str) -> Launch:
     devices = None
     if local is not None and local_size is not None:
         devices = _share_of_devices(environment, local, local_size)
-    one_host = local_size is not None and local_size == size
-    address = _mpi_coordinator(environment, one_host)
-    return Launch((source,), address, size, rank, devices, 1 if one_host else None)
+    num_hosts = None
+    if local_size and size:
+        num_hosts = math.ceil(size / local_size)
+    address = _mpi_coordinator(environment, one_host=num_hosts == 1)
+    return Launch((source,), address, size, rank, devices, num_hosts)
 
 
 def _mpi_coordinator(environment: Environment, one_host: bool) -> str | None:
@@ -139,8 +146,10 @@ def local_device_ids(environment: Environment) -> tuple[int, ...] | None:
     return tuple(int(part) for part in text.split(","))
 
 
-def number(environment: Environment, variable: str) -> int | None:
+def number(environment: Environment, variable: str, least: int = 0) -> int | None:
     text = environment.get(variable, "")
-    if text and not re.fullmatch(r"[0-9]{1,10}", text):
-        raise UserError(f"{variable}={text!r}: must be a whole number of at least 0")
-    return int(text) if text else None
+    if not text:
+        return None
+    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) < least:
+        raise UserError(f"{variable}={text!r}: must be a whole number of at least {least}")
+    return int(text)

@@ -2,7 +2,8 @@
 
 A collective whose partner is gone waits for ever, or dies with a trace that names nobody. A thread
 watches the connections of the roll call instead: the system closes them when a process ends, and
-reports a host that no longer answers within half a minute.
+reports a host that no longer answers within half a minute. A process 0 that stands still keeps
+its connections, so the others also ask it.
 """
 
 import os
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.parallel.roll_call import Attendance, Connection
@@ -21,6 +22,20 @@ PEER_LOST_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command, started
 _SECONDS_FOR_THE_CAUSE = 5.0
 # How long the others have to end by themselves when one says why it stops: often all fail alike.
 _SECONDS_TO_END = 5.0
+# After so many questions without an answer, 28 s, process 0 stands still. JAX takes longer, and
+# aborts without a word that names it.
+_UNANSWERED_QUESTIONS = 4
+_SECONDS_FOR_AN_ANSWER = 5.0
+_SECONDS_BETWEEN_QUESTIONS = 2.0
+_QUESTION = "dongwu_jax/process_0_is_here"
+
+
+class KeyValueStore(Protocol):
+    """What is used of JAX's distributed client."""
+
+    def key_value_set(self, key: str, value: str) -> None: ...
+
+    def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str: ...
 
 
 class Lifelines:
@@ -32,10 +47,27 @@ class Lifelines:
         self._finished: set[int] = set()
         self._told = threading.Event()  # that another process ended
         self._ending = threading.Lock()  # of whoever ends this process
+        self._done = threading.Event()
+        self._asking: threading.Thread | None = None
         threading.Thread(target=self._watch, name="lifelines", daemon=True).start()
+
+    def ask_process_0(self, store: KeyValueStore) -> None:
+        """From now on, also notice when process 0 stands still, as a stopped process does.
+
+        Its JAX service is asked, whose threads do not need Python's lock: a process 0 that holds
+        it for minutes, as some of NumPy does, answers all the same.
+        """
+        if self._process_id == 0:
+            store.key_value_set(_QUESTION, "yes")
+            return
+        self._asking = threading.Thread(target=self._ask, args=(store,), daemon=True)
+        self._asking.start()
 
     def finish(self) -> None:
         """Say that this process has done its work, so that its end alarms nobody."""
+        self._done.set()
+        if self._asking is not None:  # a thread inside JAX would not survive Python's end
+            self._asking.join()
         self._broadcast({"finished": True})
 
     def fail(self, error: BaseException) -> NoReturn:
@@ -71,6 +103,22 @@ class Lifelines:
                         selector.unregister(connection.socket)
                         if rank not in self._finished:
                             self._stop_with(f"{self._name(rank)} is gone: {error}", 0)
+
+    def _ask(self, store: KeyValueStore) -> None:
+        answered, unanswered = False, 0
+        while not self._done.wait(_SECONDS_BETWEEN_QUESTIONS):
+            asked = time.monotonic()
+            try:
+                store.blocking_key_value_get(_QUESTION, int(_SECONDS_FOR_AN_ANSWER * 1000))
+                answered, unanswered = True, 0
+            except Exception as error:  # of a kind that only JAX knows
+                if "DEADLINE_EXCEEDED" in str(error):
+                    unanswered += answered
+            if unanswered == 0:
+                last = asked
+            elif unanswered == _UNANSWERED_QUESTIONS:
+                seconds = time.monotonic() - last
+                self._stop_with(f"{self._name(0)} has not answered for {seconds:.0f} s", 0)
 
     def _take_in(self, rank: int, connection: Connection) -> None:
         for message in connection.receive():

@@ -68,7 +68,7 @@ class Connection:
         *lines, self.unread = (self.unread + received).split(b"\n")
         try:
             messages = [json.loads(line) for line in lines]
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ConnectionError("it does not speak this protocol") from None
         if len(self.unread) > _LONGEST_MESSAGE or not all(isinstance(m, dict) for m in messages):
             raise ConnectionError("it does not speak this protocol")
@@ -164,14 +164,28 @@ def _greet(
             del here.connections[rank], here.hosts[rank]
         return
     for message in messages:
-        if message.get("greeting") != _GREETING:
+        if not _is_greeting(message):
             continue
         refusal = _refusal(message, here, cluster)
         if refusal is not None:
             connection.send({"refused": refusal})
             raise UserError(refusal)
-        rank = int(message["process"])
-        here.hosts[rank], here.connections[rank] = str(message["host"]), connection
+        rank = message["process"]
+        here.hosts[rank], here.connections[rank] = message["host"], connection
+
+
+def _is_greeting(message: Mapping[str, Any]) -> bool:
+    """Whether a message is what `_attend` sends, of a process that its own run can have."""
+    rank, host, processes = (message.get(name) for name in ("process", "host", "processes"))
+    return (
+        message.get("greeting") == _GREETING
+        and type(rank) is int  # not bool
+        and type(processes) is int
+        and 0 < rank < processes
+        and isinstance(host, str)
+        and 0 < len(host) < 256
+        and host.isprintable()
+    )
 
 
 def _refusal(greeting: Mapping[str, Any], here: Attendance, cluster: Cluster) -> str | None:
@@ -227,12 +241,19 @@ def _attend(cluster: Cluster, timeout_seconds: float) -> Attendance:
     except ConnectionError as error:
         raise UserError(
             f"process 0 at {cluster.coordinator_address} is gone while the processes of the run "
-            f"were gathering: {error}; look at its log"
+            f"were gathering: {error}. Look at its log; if the run has started already, it has "
+            f"another process {cluster.process_id}: give each process its own number"
         ) from None
     connection.socket.settimeout(None)
     if "refused" in messages[0]:
         raise UserError(str(messages[0]["refused"]))
-    return Attendance(dict(enumerate(messages[0]["hosts"])), {0: connection})
+    hosts = messages[0].get("hosts")
+    if not isinstance(hosts, list) or len(hosts) != cluster.num_processes:
+        raise UserError(
+            f"what answers at {cluster.coordinator_address} is not process 0 of this run; look "
+            "at the address"
+        )
+    return Attendance({rank: str(host) for rank, host in enumerate(hosts)}, {0: connection})
 
 
 def _connect(cluster: Cluster, deadline: float, timeout_seconds: float) -> socket.socket:

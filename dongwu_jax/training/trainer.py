@@ -29,7 +29,7 @@ from dongwu_jax.training.step import (
     make_train_step,
 )
 from dongwu_jax.training.throughput import Stopwatch, Throughput
-from dongwu_jax.training.watchdog import Watchdog
+from dongwu_jax.training.watchdog import Watchdog, make_watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +42,14 @@ class Trainer:
         config: the resolved run.
         start: weights, step and moments to start from. Not used when resuming.
         loss_function: what a micro batch costs; None: next-token cross entropy.
+        watchdog: told of the steps; whoever enters it also covers the building of the trainer.
+            None: nothing ends a run that hangs.
     """
 
     config: RunConfig
     start: StartingPoint = field(default_factory=StartingPoint)
     loss_function: LossFunction | None = None
+    watchdog: Watchdog | None = None
     _pending: tuple[int, Metrics] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -64,11 +67,7 @@ class Trainer:
         self._evaluation_step = make_evaluation_step(config, objective)
         self._throughput = Throughput(config, devices)
         self._stopwatch = Stopwatch()
-        self._watchdog = Watchdog(
-            config.guards,
-            config.logging.directory or config.checkpoint.directory.parent,
-            jax.process_index(),
-        )
+        self._watchdog = self.watchdog or make_watchdog(config, jax.process_index())
         self._reports: list[Report] = []
         self._last_reported = 0
         self._always_reported: tuple[int, ...] = ()
@@ -82,10 +81,6 @@ class Trainer:
         Raises:
             UserError: the loss became infinite or not a number, or something could not be written.
         """
-        with self._watchdog:
-            return self._run(stop_after)
-
-    def _run(self, stop_after: int | None) -> TrainState:
         resumed = self.checkpoints.latest_step is not None
         state = self.resume_or_start()
         first = int(state.step)

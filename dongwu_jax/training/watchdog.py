@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from dongwu_jax.config import RunConfig
 from dongwu_jax.config.sections import GuardsConfig
 
 HANG_EXIT_CODE = 124
@@ -21,6 +22,7 @@ _SECONDS_FOR_OTHERS = 10.0
 # A hang that also holds Python's lock stops this module's thread; faulthandler's needs no lock.
 _SECONDS_UNTIL_FAULTHANDLER = 60.0
 _STANDARD_ERROR = 2
+_LONGEST_SECONDS = 864_000.0  # ten days; faulthandler's clock takes no number at will
 
 
 class Watchdog:
@@ -28,7 +30,8 @@ class Watchdog:
 
     A step may take `hang_timeout_factor` times the median step, and at least
     `hang_timeout_min_seconds`; everything before the first step is there, and what `pause`
-    announces, may take `hang_timeout_pause_seconds`. Used as a context around the whole run.
+    announces, may take `hang_timeout_pause_seconds`. Used as a context around the whole run,
+    building included; without, it takes note of the steps and ends nothing.
     """
 
     def __init__(self, guards: GuardsConfig, directory: Path, process_id: int):
@@ -86,7 +89,7 @@ class Watchdog:
         if not self._seconds:
             return self._guards.hang_timeout_pause_seconds
         usual = self._guards.hang_timeout_factor * statistics.median(self._seconds)
-        return max(usual, self._guards.hang_timeout_min_seconds)
+        return min(max(usual, self._guards.hang_timeout_min_seconds), _LONGEST_SECONDS)
 
     def _expect_step(self) -> None:
         next_step = "the first step"
@@ -138,3 +141,9 @@ class Watchdog:
             print(message, file=file, flush=True)
             faulthandler.dump_traceback(file, all_threads=True)
         os.replace(temporary, self._path)
+
+
+def make_watchdog(config: RunConfig, process_id: int) -> Watchdog:
+    """The watchdog of a run, which writes into its logging folder."""
+    directory = config.logging.directory or config.checkpoint.directory.parent
+    return Watchdog(config.guards, directory, process_id)

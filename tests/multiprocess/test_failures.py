@@ -1,5 +1,6 @@
 """What happens to real processes when one of them is killed, hangs, differs or does not come."""
 
+import re
 import signal
 import time
 
@@ -60,6 +61,15 @@ def test_a_hang_becomes_stacks_and_an_exit(tmp_path, running):
         assert "trainer.py" in text
     group.processes[1].send_signal(signal.SIGCONT)
     assert group.wait(1, timeout=60) != 0
+
+
+def test_a_process_0_that_stands_still_is_named(tmp_path, running):
+    write_run(tmp_path, mesh={"fsdp": 2}, training=LONG)  # the watchdog waits for 300 s
+    group = running(train(tmp_path, 2, devices=2))
+    group.wait_until(lambda: len(losses(tmp_path)) > 5)
+    group.processes[0].send_signal(signal.SIGSTOP)
+    assert group.wait(1, timeout=90) == PEER_LOST_EXIT_CODE
+    assert re.search(r"process 0 \(.*\) has not answered for (2[5-9]|3\d) s", group.output(1))
 
 
 def test_processes_with_different_settings_all_end(tmp_path, running):

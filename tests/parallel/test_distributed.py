@@ -68,6 +68,8 @@ def test_flags_win_over_variables_and_variables_over_slurm():
         ("gpu[7,9-12],other3", "gpu7"),
         ("gpu1,gpu2", "gpu1"),
         ("a-b-c01", "a-b-c01"),
+        ("rack[1-2]n[03,05-09]", "rack1n03"),
+        ("n[1-2]-ib,other", "n1-ib"),
     ],
 )
 def test_slurm_coordinator_is_the_first_host(nodes, first):
@@ -109,12 +111,16 @@ def test_kubernetes_index_is_the_process_id():
         "JAX_* variables and the index of a Kubernetes job", "10.0.0.1:1234", 4, 2
     )
 
+    flags = detect_cluster({"JOB_COMPLETION_INDEX": "2"}, "10.0.0.1:1234", 4)
+    assert flags == Cluster("command line and the index of a Kubernetes job", "10.0.0.1:1234", 4, 2)
+
 
 def test_open_mpi():
     cluster = detect_cluster(OPEN_MPI)
     assert cluster is not None
     assert cluster.coordinator[0] == "10.96.0.1"
     assert (cluster.num_processes, cluster.process_id, cluster.local_device_ids) == (4, 1, (1,))
+    assert cluster.num_hosts == 2
     one_host = detect_cluster({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "4"})
     assert one_host is not None
     assert one_host.coordinator[0] == "localhost"
@@ -126,7 +132,7 @@ def test_mpi_that_names_no_host_needs_an_address():
     with pytest.raises(UserError, match="--coordinator-address or JAX_COORDINATOR_ADDRESS"):
         detect_cluster(ranks)
     cluster = detect_cluster({**ranks, "JAX_COORDINATOR_ADDRESS": "head:99"})
-    assert cluster == Cluster("JAX_* variables and MPI", "head:99", 4, 2, (0,))
+    assert cluster == Cluster("JAX_* variables and MPI", "head:99", 4, 2, (0,), 2)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +143,7 @@ def test_mpi_that_names_no_host_needs_an_address():
         ({"JAX_COORDINATOR_ADDRESS": ""}, "--coordinator-address or JAX_COORDINATOR_ADDRESS"),
         ({"JAX_PROCESS_ID": "one"}, "JAX_PROCESS_ID='one': must be a whole number"),
         ({"JAX_PROCESS_ID": "4"}, "process 4 of 4"),
+        ({"JAX_NUM_PROCESSES": "0"}, "JAX_NUM_PROCESSES='0': must be .* at least 1"),
         ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "write HOST:PORT"),
         ({"JAX_COORDINATOR_ADDRESS": "http://a:1"}, "write HOST:PORT"),
         ({"JAX_COORDINATOR_ADDRESS": "a:0"}, "no port has this number"),
@@ -162,8 +169,19 @@ def test_loopback_is_refused_where_there_are_several_hosts(monkeypatch, host):
     address = {"JAX_COORDINATOR_ADDRESS": f"{host}:99"}
     with pytest.raises(UserError, match="loopback address.*--coordinator-address"):
         detect_cluster({**SLURM, **address})
+    with pytest.raises(UserError, match="loopback address.*2 in all"):
+        detect_cluster({**OPEN_MPI, **address})
     one_host = {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_TASKS_PER_NODE": "16"}
     assert detect_cluster({**SLURM, **address, **one_host}) is not None
+
+
+def test_the_tasks_of_a_heterogeneous_step_need_their_number():
+    with pytest.raises(UserError, match="heterogeneous step.*JAX_NUM_PROCESSES"):
+        detect_cluster({**SLURM, "SLURM_PROCID": "17"})
+    given = {"JAX_COORDINATOR_ADDRESS": "head:99", "JAX_NUM_PROCESSES": "20"}
+    cluster = detect_cluster({**SLURM, **given, "SLURM_PROCID": "17"})
+    assert cluster is not None
+    assert (cluster.num_processes, cluster.process_id) == (20, 17)
 
 
 def test_own_host_name_may_stand_for_a_loopback_address(monkeypatch):

@@ -1,5 +1,6 @@
 """Processes that come, stay away, or cannot be part of the run; each is a thread here."""
 
+import json
 import socket
 import threading
 import time
@@ -78,7 +79,36 @@ def test_a_port_in_use(cluster):
     assert "cannot listen on port" in message
 
 
-@pytest.mark.parametrize("noise", [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"greeting": 1}\n', b""])
+OURS = {"greeting": "dongwu_jax", "process": 1, "host": "a", "processes": 3}
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"[1]\n",
+        b'{"greeting": 1}\n',
+        b"[" * 100_000 + b"\n",
+        b"9" * 10_000 + b"\n",
+        b'{"greeting": "dongwu_jax"}\n',
+        *(
+            json.dumps(OURS | change).encode() + b"\n"
+            for change in (
+                {"process": "1"},
+                {"process": True},
+                {"process": [1]},
+                {"process": 3},
+                {"process": 0},
+                {"process": -1},
+                {"processes": None},
+                {"host": {}},
+                {"host": "\x1b[2J"},
+            )
+        ),
+    ],
+    ids=lambda noise: noise[-40:],
+)
 def test_strangers_are_ignored(cluster, noise):
     here = []
     first = threading.Thread(target=lambda: here.append(call_roll(cluster, 20)))
@@ -93,6 +123,29 @@ def test_strangers_are_ignored(cluster, noise):
     outcomes([replace(cluster, process_id=rank) for rank in (1, 2)], 20)
     first.join()
     assert len(here[0].hosts) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"", "it has another process 1: give each process its own number"),
+        (b"{}\n", "is not process 0 of this run"),
+        (b'{"hosts": 3}\n', "is not process 0 of this run"),
+    ],
+)
+def test_what_answers_is_no_process_that_waits(cluster, answer, message):
+    results = []
+    with socket.create_server(("", cluster.coordinator[1])) as server:
+        late = threading.Thread(
+            target=lambda: results.extend(outcomes([replace(cluster, process_id=1)], 5))
+        )
+        late.start()
+        line = server.accept()[0]
+        line.recv(1 << 16)
+        line.sendall(answer)
+        line.close()
+        late.join()
+    assert message in results[0]
 
 
 def test_hosts_in_words():

@@ -184,6 +184,13 @@ def test_dry_run_prints_every_command_and_starts_nothing(fakes: Path) -> None:
     assert not Path("logs").exists()
 
 
+def test_an_ipv6_address_of_the_first_host_gets_brackets(fakes: Path) -> None:
+    done = finish(ssh_launch("user@fd00::1\nnode2", "--dry-run", "--", "true"))
+    assert done.returncode == 0, done.stderr
+    words = shlex.split(shlex.split(done.stdout.splitlines()[1])[-1])
+    assert words[words.index("--coordinator") + 1] == "[fd00::1]:12355"
+
+
 def test_every_process_learns_its_place(fakes: Path) -> None:
     command = ["python", "-c", REPORT, fakes, *AWKWARD]
     done = finish(
@@ -265,8 +272,10 @@ def test_nothing_starts_while_a_host_is_away(fakes: Path) -> None:
         ("node1 slots=0", "line 1: 'node1 slots=0': write a host name, or NAME slots=8"),
         ("node1\n\nnode2 8", "line 3: 'node2 8': write"),
         ("node1\nnode1", "line 2: node1 stands twice"),
+        ("node1\nuser@node1", "line 2: node1 stands twice"),
         ("-oProxyCommand=id", "is not a host name"),
         ("localhost\nnode2", "the other hosts cannot reach process 0 at localhost"),
+        ("ip6-localhost\nnode2", "the other hosts cannot reach process 0 at ip6-localhost"),
     ],
 )
 def test_a_bad_host_file_is_refused(fakes: Path, hosts: str, message: str) -> None:

@@ -5,7 +5,9 @@ import sys
 import time
 
 import pytest
+from runs import run_config
 
+from dongwu_jax.config import dump_config
 from dongwu_jax.config.sections import GuardsConfig
 from dongwu_jax.training import watchdog
 from dongwu_jax.training.watchdog import HANG_EXIT_CODE, Watchdog
@@ -64,6 +66,17 @@ def test_limit_follows_the_median_step(clock, tmp_path):
     assert dog.step_limit_seconds == 25
 
 
+def test_no_limit_is_longer_than_the_clocks_take(clock, tmp_path):
+    dog = Watchdog(GuardsConfig(hang_timeout_factor=1e300), tmp_path, 0)
+    for step in range(2):
+        clock(100)
+        dog.step_finished(step)
+    assert dog.step_limit_seconds == 864_000
+    for name in ("hang_timeout_pause_seconds", "hang_timeout_min_seconds"):
+        with pytest.raises(ValueError, match=name):
+            GuardsConfig(**{name: 1e10})
+
+
 def test_pauses_do_not_count_as_steps(clock, tmp_path):
     dog = Watchdog(GuardsConfig(hang_timeout_min_seconds=1), tmp_path, 0)
     for step in range(1, 9):
@@ -95,6 +108,32 @@ def test_a_pause_has_its_own_limit(tmp_path):
     ended = outcome(tmp_path, what="with dog.pause('saving'): hang()")
     assert ended.returncode == HANG_EXIT_CODE
     assert "saving has not finished" in ended.stderr
+
+
+LOADING = """
+import sys, time
+from dongwu_jax.train import main
+from dongwu_jax.training import trainer, watchdog
+watchdog._SECONDS_FOR_OTHERS = 0.2
+def hanging_disk(*_, **__):
+    time.sleep(60)
+trainer.build_datasets = hanging_disk
+main(["--config", sys.argv[1], "guards.hang_timeout_pause_seconds=4"])
+"""
+
+
+def test_a_hang_while_the_data_is_opened_ends_the_process_too(tmp_path):
+    (tmp_path / "run.yaml").write_text(dump_config(run_config(tmp_path)))
+    ended = subprocess.run(
+        [sys.executable, "-c", LOADING, str(tmp_path / "run.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == HANG_EXIT_CODE
+    assert "the start of the run has not finished" in ended.stderr
+    assert "in hanging_disk" in ended.stderr
+    assert "in hanging_disk" in (tmp_path / "run" / "hang.process0.txt").read_text()
 
 
 def test_a_hang_that_holds_the_interpreter_ends_too(tmp_path):

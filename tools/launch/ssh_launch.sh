@@ -70,7 +70,7 @@ read_hosts() {
       fail "$hosts_file, line $number: '$line': write a host name, or NAME slots=8"
     [[ "${words[0]}" != -* ]] || fail "$hosts_file, line $number: '${words[0]}' is not a host name"
     for known in "${hosts[@]}"; do
-      [[ "$known" != "${words[0]}" ]] || fail "$hosts_file, line $number: ${words[0]} stands twice"
+      [[ "${known#*@}" != "${words[0]#*@}" ]] || fail "$hosts_file, line $number: ${words[0]#*@} stands twice"
     done
     hosts+=("${words[0]}")
     slots+=("${words[1]:-slots=8}")
@@ -80,9 +80,11 @@ read_hosts() {
 read_hosts
 ((${#hosts[@]})) || fail "$hosts_file names no host"
 first_host="${hosts[0]#*@}"
-if ((${#hosts[@]} > 1)) && [[ "$first_host" =~ ^(localhost|127\..*|::1)$ ]]; then
+if ((${#hosts[@]} > 1)) && [[ "$first_host" =~ ^(localhost|localhost\..*|ip6-localhost|ip6-loopback|127\..*|::1)$ ]]; then
   fail "$hosts_file: the other hosts cannot reach process 0 at $first_host; write the first host's name in the network"
 fi
+
+[[ "$first_host" != *:* ]] || first_host="[$first_host]" # an IPv6 address, before a port
 
 variables=()
 collect_variables() {
