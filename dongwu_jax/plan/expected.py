@@ -11,11 +11,12 @@ half of a block, since the joined input is kept for the weights' gradients and n
 Not counted: what `negligible_bytes` bounds.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from dongwu_jax.config import RunConfig
+from dongwu_jax.config import ModelConfig, RunConfig
 from dongwu_jax.models.parameters import abstract_parameters, logical_axes, named_parameters
 from dongwu_jax.parallel.mesh import MESH_AXES
 from dongwu_jax.parallel.sharding import LogicalAxes, Rules, resolve_rules
@@ -119,6 +120,17 @@ class _Weight:
     in_block: bool
     joins: int  # all-gathers over `per_use` in a step, of all of them together
     scatters: int  # reduce-scatters of their gradients, likewise
+
+
+@functools.lru_cache(maxsize=4)
+def _distinct_weights(model: ModelConfig) -> list[tuple[str, tuple[int, ...], LogicalAxes]]:
+    """Name, shape and logical axes of each weight, of those in blocks the first block's."""
+    axes = logical_axes(model)
+    return [
+        (name, tuple(value.shape), axes[name])
+        for name, value in named_parameters(abstract_parameters(model)).items()
+        if not name.startswith("layers.") or name.startswith("layers.0.")
+    ]
 
 
 class _Step:
@@ -243,18 +255,15 @@ class _Step:
 
     def _weights(self) -> Iterator[_Weight]:
         model = self.config.model
-        axes = logical_axes(model)
-        for name, value in named_parameters(abstract_parameters(model)).items():
+        for name, shape, axes in _distinct_weights(model):
             in_block = name.startswith("layers.")
-            if in_block and not name.startswith("layers.0."):
-                continue
             joins, scatters = self._uses(name)
             yield _Weight(
-                dtype=self.compute if len(value.shape) > 1 else "float32",
-                elements=math.prod(value.shape) // self._size(self._split(axes[name], ("tensor",))),
+                dtype=self.compute if len(shape) > 1 else "float32",
+                elements=math.prod(shape) // self._size(self._split(axes, ("tensor",))),
                 count=model.num_layers // self.shape["pipe"] if in_block else 1,
-                per_use=self._split(axes[name], _PER_USE),
-                per_step=self._split(axes[name], _PER_STEP),
+                per_use=self._split(axes, _PER_USE),
+                per_step=self._split(axes, _PER_STEP),
                 in_block=in_block,
                 joins=joins,
                 scatters=scatters,

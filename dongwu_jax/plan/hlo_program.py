@@ -13,6 +13,7 @@ _CALLED = re.compile(
     r"branch_computations|called_computations)=(?:\{([^}]*)\}|%?([\w.\-]+))"
 )
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_DIRECTION = re.compile(r"\bdirection=(\w+)")
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 
 
@@ -162,10 +163,18 @@ def _closing(text: str, opening: int) -> int:
 
 
 def _bound(condition: Computation) -> int | None:
-    """n of a loop condition `i < n` that counts from 0, which is how scans are compiled."""
+    """n of a loop condition `i < n` that counts from 0, which is how scans are compiled.
+
+    None for every other condition: what it compares, or how, is not known.
+    """
     constants = [
         int(instruction.arguments)
         for instruction in condition.instructions
         if instruction.opcode == "constant" and instruction.arguments.isdigit()
     ]
-    return constants[0] if len(constants) == 1 else None
+    directions = [
+        match.group(1)
+        for instruction in condition.instructions
+        if (match := _DIRECTION.search(instruction.attributes))
+    ]
+    return constants[0] if len(constants) == 1 and directions == ["LT"] else None

@@ -53,9 +53,15 @@ def read_pairs(attributes: str) -> list[list[int]]:
 
 
 def axes_within(groups: Sequence[Sequence[int]], mesh: Mesh) -> tuple[str, ...]:
-    """The mesh axes along which members of one group differ."""
+    """The mesh axes along which members of one group differ.
+
+    Raises:
+        ValueError: the groups differ in size.
+    """
     if not groups:
         return ()
+    if len({len(group) for group in groups}) > 1:
+        raise ValueError(f"replica groups of different sizes lie along no mesh axes: {groups}")
     coordinates = np.unravel_index(np.asarray(groups), tuple(mesh.shape.values()))
     return tuple(
         axis

@@ -15,6 +15,8 @@ from dongwu_jax.plan.planning import Plan
 from dongwu_jax.plan.step_time import HIDDEN_SHARE, bubble
 
 _GIB = 2**30
+# How far the closed form of memory may be from what the compiler needs.
+_UNCERTAIN_SHARE = 0.15
 _CONVENTIONS = ("V1", "V2", "V3")
 
 
@@ -37,7 +39,7 @@ def print_ranking(plans: list[Plan], considered: int, console: Console) -> None:
         "GiB",
         "fits",
         "s/step",
-        "MFU",
+        "MFU (V2)",
         "B tokens/day/8",
     ):
         justify: Any = "left" if heading in ("mesh", "remat") else "right"
@@ -144,10 +146,13 @@ def _verdict(plan: Plan) -> list[str]:
     usable = f"{_gib(plan.usable_bytes)} GiB, {POOL_SHARE:.0%} of the GPU's"
     if plan.out_of_memory:
         return [f"DOES NOT FIT: the compiler ran out of memory ({plan.out_of_memory})"]
-    return [
+    lines = [
         f"{'fits' if plan.fits else 'DOES NOT FIT'}: {_gib(plan.peak_bytes)} GiB "
         f"({'compiled' if on_cuda else 'closed form'}) of {usable}"
     ]
+    if not on_cuda and abs(plan.peak_bytes / plan.usable_bytes - 1) <= _UNCERTAIN_SHARE:
+        lines.append("near the limit: compile with the CUDA plugin to know")
+    return lines
 
 
 def _collectives(plan: Plan) -> RenderableType:

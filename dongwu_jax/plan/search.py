@@ -9,10 +9,13 @@ from dongwu_jax.errors import UserError
 from dongwu_jax.parallel.mesh import MESH_AXES
 from dongwu_jax.plan.cluster import GPUS_PER_HOST, Gpu
 from dongwu_jax.plan.deviceless import Backend
+from dongwu_jax.plan.memory import POOL_SHARE, estimate_memory
 from dongwu_jax.plan.planning import Plan, compile_plan, sketch_plan
 
 REMAT_POLICIES = ("none", "minimal", "qkv_attention", "attention", "full")
-_MICRO_BATCH_SIZES = (1, 2, 4, 8)
+_LARGEST_MICRO_BATCH = 16
+_MOST_VIRTUAL_STAGES = 4  # of the numbers that divide a stage's layers
+_ROUNDS = (1, 2, 4)  # micro batches in the pipeline together, times its stages
 # The closed form is not exact: what it finds slightly too large may fit.
 _TOLERANCE = 1.1
 # Attention over shards of a shorter sequence is not worth its messages.
@@ -24,15 +27,21 @@ def sketch_layouts(
 ) -> list[Plan]:
     """Closed-form plans of all layouts that may fit, the fastest first.
 
-    Tries meshes, remat policies and micro batches; all other settings are the run's own.
+    Tries the run as it is, meshes, remat policies, micro batches and, with a pipeline, its virtual
+    stages and rounds; all other settings are the run's own.
     """
-    plans = []
-    for variant in _variants(config, device_count):
+    plans: list[Plan] = []
+    limit = _TOLERANCE * POOL_SHARE * gpu.memory_bytes
+    for variant in (config, *_variants(config, device_count)):
         try:
+            variant.check_devices(device_count)
+            # First, for most do not fit, and this costs less than the rest of a plan.
+            if estimate_memory(variant, variant.mesh_shape(device_count)).total > limit:
+                continue
             plan = sketch_plan(variant, gpu, device_count, network_bandwidth)
-        except UserError:  # impossible on this many devices
+        except (UserError, ValueError):  # impossible on this many devices
             continue
-        if plan.estimate.total <= _TOLERANCE * plan.usable_bytes:
+        if plan not in plans[:1]:  # the run itself comes again among its variants
             plans.append(plan)
     return sorted(plans, key=lambda plan: plan.step_time.total)
 
@@ -57,17 +66,45 @@ def compile_best(
 def _variants(config: RunConfig, device_count: int) -> Iterator[RunConfig]:
     """The run in every layout."""
     settings = config.model_dump(mode="json", exclude_unset=True)
-    for mesh, remat, size in itertools.product(
-        _meshes(config, device_count), REMAT_POLICIES, _MICRO_BATCH_SIZES
-    ):
-        training = settings.get("training", {}) | {"remat": remat, "micro_batch_size": size}
-        if mesh["pipe"] == 1:
-            training = training | {"virtual_stages": 1, "pipeline_micro_batches": None}
-        changed: dict[str, Any] = {**settings, "mesh": mesh, "training": training}
-        try:
-            yield parse_config(changed, source="a layout of the search")
-        except UserError:
-            continue
+    for mesh in _meshes(config, device_count):
+        for changes in _training_changes(config, mesh):
+            training = settings.get("training", {}) | changes
+            changed: dict[str, Any] = {**settings, "mesh": mesh, "training": training}
+            try:
+                yield parse_config(changed, source="a layout of the search")
+            except UserError:
+                continue
+
+
+def _training_changes(config: RunConfig, mesh: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """Remat policies, micro batches and schedules of the pipeline that a mesh can have."""
+    replicas, pipe = mesh["data"] * mesh["fsdp"], mesh["pipe"]
+    sequences, uneven = divmod(config.training.global_batch_size, replicas)
+    if uneven or config.model.num_layers % pipe:
+        return
+    for size in _divisors(sequences):
+        if size > _LARGEST_MICRO_BATCH:
+            break
+        for turns, together in _schedules(config.model.num_layers // pipe, pipe, sequences // size):
+            for remat in REMAT_POLICIES:
+                yield {
+                    "remat": remat,
+                    "micro_batch_size": size,
+                    "virtual_stages": turns,
+                    "pipeline_micro_batches": together,
+                }
+
+
+def _schedules(layers: int, pipe: int, micro_batches: int) -> list[tuple[int, int | None]]:
+    """(virtual stages, micro batches in the pipeline together) for stages of so many layers."""
+    if pipe == 1:
+        return [(1, None)]
+    turns = _divisors(layers)
+    if len(turns) > _MOST_VIRTUAL_STAGES:  # the fewest, the most, and some between
+        last = _MOST_VIRTUAL_STAGES - 1
+        turns = [turns[step * (len(turns) - 1) // last] for step in range(_MOST_VIRTUAL_STAGES)]
+    rounds = [times * pipe for times in _ROUNDS if micro_batches % (times * pipe) == 0]
+    return list(itertools.product(turns, rounds))
 
 
 def _meshes(config: RunConfig, device_count: int) -> Iterator[dict[str, int]]:

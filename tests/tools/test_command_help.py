@@ -9,10 +9,12 @@ import pytest
 from command_lines import exit_code, load_tool
 
 from dongwu_jax import generate, train
+from dongwu_jax.plan import __main__ as plan
 
 COMMANDS = {
     "train": train.main,
     "generate": generate.main,
+    "plan": plan.main,
     **{
         name: load_tool(name).main
         for name in (
