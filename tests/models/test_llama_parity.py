@@ -109,10 +109,12 @@ def test_smollm2_logits_equal_transformers(smollm2):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     theirs = transformers_logits(model, tokens)
     ours = our_logits(config, parameters, tokens)
-    # Logits reach 43: float32 in torch itself is 0.9e-4 away from float64, ours 1.4e-4.
-    difference = np.abs(ours - theirs)
-    assert difference.max() < 5e-4
-    assert np.quantile(difference, 0.999) < 1e-4
+    assert np.abs(ours - theirs).max() < 5e-4
+    # Logits reach 43, and how far float32 is from float64 depends on the CPU: transformers' own
+    # is the measure.
+    exact = transformers_logits(model.double(), tokens)
+    our_error, their_error = (np.abs(logits - exact) for logits in (ours, theirs))
+    assert np.quantile(our_error, 0.999) < 2 * np.quantile(their_error, 0.999) < 2e-4
     assert (ours.argmax(-1) == theirs.argmax(-1)).mean() > 0.999
 
 
