@@ -136,7 +136,9 @@ def train(config: RunConfig, devices: int) -> Curve:
     """The first `STEPS` steps on so many devices."""
     sharding = make_sharding(config, jax.devices()[:devices])
     layout = BatchLayout(config, sharding)
-    step = make_train_step(config, sharding, make_objective(config, sharding, "cpu"))
+    step = make_train_step(
+        config, sharding, make_objective(config, sharding, jax.default_backend())
+    )
     state = initial_state(config, sharding, StartingPoint())
     losses, gradients = [], {}
     for batch in _batches(layout.shape):

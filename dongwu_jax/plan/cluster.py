@@ -19,12 +19,12 @@ class Gpu:
 
     The rates of compute are what training steps reach with bfloat16, not the datasheet's. H100:
     fitted to layers of 13B on one card, 600 TFLOP/s by Megatron's V2 count (which has causal
-    attention twice) at 4,096 tokens a sequence and 589 at 32,768 with all blocks recomputed. A100:
-    that with which the plan of 31B (tensor 8, pipe 2) and 65B (tensor 8, pipe 4) on 32 cards comes
-    to what Megatron reached there, 0.59 and 0.27 billion tokens a day on 8 cards, in another run
-    than the shipped ones: all micro batches of a step in the pipeline, nothing recomputed. The
-    shipped 31b, 65b and 132b with 125,696 tokens come to 0.54, 0.24 and 0.12 compiled, where
-    Megatron reached 0.59, 0.27 and 0.15. Attention has the same share of the peak as on H100.
+    attention twice) at 4,096 tokens a sequence and 589 at 32,768 with all blocks recomputed, and to
+    eight layouts of two cards (benchmarks/plan_check.py). A100: that with which the plan of 31B
+    (tensor 8, pipe 2) and 65B (tensor 8, pipe 4) on 32 cards comes to what Megatron reached there,
+    0.59 and 0.27 billion tokens a day on 8 cards, in another run than the shipped ones: all micro
+    batches of a step in the pipeline, nothing recomputed. Attention has the same share of the peak
+    as on H100.
     """
 
     key: str  # as the command line names it
@@ -47,7 +47,7 @@ GPUS = {
         device_kind="NVIDIA H100 80GB HBM3",
         memory_bytes=84_929_347_584,
         peak_flops=989.4e12,
-        matmul_flops=585e12,
+        matmul_flops=595e12,
         attention_flops=553e12,
         memory_bandwidth=3.35e12,
         link_bandwidth=450e9,

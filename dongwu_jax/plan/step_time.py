@@ -11,11 +11,13 @@ from dongwu_jax.plan.cluster import Cluster
 from dongwu_jax.plan.hlo import CollectiveTotal
 from dongwu_jax.plan.parameters import parameter_table
 
-# Of the gathers and sums of weights over fsdp and context, what compute hides. An assumption.
-HIDDEN_SHARE = 0.8
 # Bytes the optimizer reads and writes for each parameter: gradient, master, moments, and back.
 _OPTIMIZER_BYTES = 30
-_WEIGHT_AXES = {"fsdp", "context"}
+# For each parameter and micro batch: reading a gradient, adding it to the float32 total.
+_ACCUMULATION_BYTES = 10
+# The same in a pipeline, which also takes its layers out of a stack at each tick, twice, and stacks
+# their gradients. Fitted to two H100s (benchmarks/plan_check.py).
+_TICK_BYTES = 30
 
 
 @dataclass(frozen=True)
@@ -26,17 +28,17 @@ class StepTime:
     attention: float
     recompute: float
     bubble: float  # idle in the pipeline
+    accumulation: float  # of gradients, over micro batches
     optimizer: float
-    hidden_communication: float
-    exposed_communication: float
+    communication: float
     tokens: int  # of one step, all devices
     device_count: int
 
     @property
     def total(self) -> float:
         """Seconds of the whole step."""
-        compute = self.matmul + self.attention + self.recompute
-        return compute + self.bubble + self.optimizer + self.exposed_communication
+        compute = self.matmul + self.attention + self.recompute + self.bubble
+        return compute + self.accumulation + self.optimizer + self.communication
 
     @property
     def tokens_per_day_per_host(self) -> float:
@@ -47,7 +49,11 @@ class StepTime:
 def estimate_step_time(
     config: RunConfig, cluster: Cluster, collectives: Sequence[CollectiveTotal]
 ) -> StepTime:
-    """The time of a step that moves `collectives`."""
+    """The time of a step that moves `collectives`.
+
+    Compute hides no communication: a step on two H100s takes as long as both together, though the
+    program starts the one beside the other (benchmarks/plan_check.py).
+    """
     gpu, model, length = cluster.gpu, config.model, config.data.sequence_length
     device_count = cluster.group_size(tuple(cluster.mesh_shape))
     tokens = config.training.global_batch_size * length
@@ -61,17 +67,14 @@ def estimate_step_time(
     bubble = (matmul + attention + recompute) * _idle_per_work(config, cluster)
     rules = resolve_rules(config.sharding.rules)
     stored = parameter_table(model).stored(rules, cluster.mesh_shape)
-    hideable = sum(_seconds(total, cluster) for total in collectives if _hideable(total))
-    serial = sum(_seconds(total, cluster) for total in collectives if not _hideable(total))
-    exposed = max((1 - HIDDEN_SHARE) * hideable, hideable - matmul - attention - recompute)
     return StepTime(
         matmul=matmul,
         attention=attention,
         recompute=recompute,
         bubble=bubble,
+        accumulation=_accumulated_bytes(config, cluster) / gpu.memory_bandwidth,
         optimizer=_OPTIMIZER_BYTES * stored / gpu.memory_bandwidth,
-        hidden_communication=hideable - exposed,
-        exposed_communication=exposed + serial,
+        communication=sum(_seconds(collective, cluster) for collective in collectives),
         tokens=tokens,
         device_count=device_count,
     )
@@ -97,6 +100,22 @@ def _idle_per_work(config: RunConfig, cluster: Cluster) -> float:
     return idle / (1 - idle)
 
 
+def _accumulated_bytes(config: RunConfig, cluster: Cluster) -> float:
+    """Memory traffic of adding up gradients in float32."""
+    shape, training = cluster.mesh_shape, config.training
+    table, rules = parameter_table(config.model), resolve_rules(config.sharding.rules)
+    device_count = cluster.group_size(tuple(shape))
+    micro_batches = config.accumulation_steps(device_count)
+    if shape["pipe"] > 1:
+        together = config.pipeline_micro_batches(device_count)
+        schedule = Schedule(shape["pipe"], training.virtual_stages, together)
+        ticks = schedule.ticks * micro_batches // together
+        return _TICK_BYTES * ticks * table.used(rules, shape)[0] / training.virtual_stages
+    return (
+        _ACCUMULATION_BYTES * micro_batches * table.held(rules, shape) if micro_batches > 1 else 0
+    )
+
+
 def _recomputed(config: RunConfig) -> tuple[float, float]:
     """FLOPs on one token that the remat policy runs again: matrix products, attention.
 
@@ -116,11 +135,6 @@ def _recomputed(config: RunConfig) -> tuple[float, float]:
     }[remat]
     forward = causal_attention_flops(model, config.data.sequence_length) / 3
     return model.num_layers * products, forward if remat == "full" else 0.0
-
-
-def _hideable(total: CollectiveTotal) -> bool:
-    """Whether compute goes on meanwhile: weights and their gradients, keys and values in a ring."""
-    return set(total.axes) <= _WEIGHT_AXES and total.kind != "all-to-all"
 
 
 def _seconds(total: CollectiveTotal, cluster: Cluster) -> float:

@@ -1,0 +1,157 @@
+"""Hold plans against the GPUs that are here: memory at the peak and seconds a step.
+
+    source tools/launch/environment.sh
+    python benchmarks/plan_check.py [--only fsdp tensor] [--layers 4] [--steps 4]
+
+Layers of 13B (5120/13824, 4096 tokens, vocabulary 32,000) on all GPUs of this machine, each layout
+in a process of its own: the step is planned and compiled as `python -m dongwu_jax.plan` does, then
+run. Prints a JSON line a layout: GiB and seconds, planned and measured.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from dongwu_jax.config import RunConfig, parse_config
+
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "model": {
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_heads": 40,
+        "max_position_embeddings": 4096,
+    },
+    "data": {"sequence_length": 4096},
+    "training": {"micro_batch_size": 2, "duration": 10, "remat": "minimal"},
+}
+
+
+def main(command_line: list[str] | None = None) -> int:
+    """Plan and run each layout."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=_layouts(2), help="these layouts")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=4, help="steps to time, after one to warm up")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # a child: this run, and nothing else
+    options = parser.parse_args(command_line)
+    if options.measure:
+        print(json.dumps(_measure(parse_config(json.loads(options.measure), "run"), options.steps)))
+        return 0
+    count, kind = _gpus_here()
+    for name in options.only or _layouts(count):
+        config = layout_config(name, count, options.layers)
+        case = {"layout": name, "gpus": count, "gpu": kind, "layers": options.layers}
+        print(json.dumps(case | _compare(config, count, options.steps)), flush=True)
+    return 0
+
+
+def _layouts(count: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every axis over all GPUs, by name."""
+    zero1 = {"rules": {"embed": ["fsdp", "context", "data", "pipe"]}}
+    rounds = {"pipeline_micro_batches": 4 * count, "micro_batch_size": 1, "remat": "attention"}
+    return {
+        "zero1": {"mesh": {"data": count}, "sharding": zero1},
+        "fsdp": {"mesh": {"fsdp": count}},
+        "fsdp_attention": {"mesh": {"fsdp": count}, "training": {"remat": "attention"}},
+        "tensor": {"mesh": {"tensor": count}},
+        "ulysses": {"mesh": {"context": count}},
+        "ring": {"mesh": {"context": count}, "sharding": {"context_attention": "ring"}},
+        "pipe": {"mesh": {"pipe": count}, "training": rounds},
+        "pipe_virtual": {"mesh": {"pipe": count}, "training": rounds | {"virtual_stages": 2}},
+    }
+
+
+def layout_config(name: str, count: int, layers: int) -> RunConfig:
+    """The run of a layout on so many GPUs."""
+    sections = _layouts(count)[name]
+    sections = {
+        key: _SETTINGS.get(key, {}) | sections.get(key, {})
+        for key in _SETTINGS.keys() | sections.keys()
+    }
+    sections["model"]["num_layers"] = layers
+    sections["training"]["global_batch_size"] = 8 * count
+    return parse_config(sections, f"layout {name}")
+
+
+def _gpus_here() -> tuple[int, str]:
+    lines = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    return len(lines), lines[0]
+
+
+def _compare(config: RunConfig, count: int, steps: int) -> dict[str, Any]:
+    environment = os.environ | {"JAX_PLATFORMS": "cuda"}
+    os.environ["JAX_PLATFORMS"] = "cpu"  # while planning: the GPUs are the child's
+    from dongwu_jax.plan.cluster import find_gpu
+    from dongwu_jax.plan.planning import compile_plan, sketch_plan
+
+    plan = compile_plan(sketch_plan(config, find_gpu("h100"), count), "cuda")
+    run = [sys.executable, __file__, "--measure", config.model_dump_json(), "--steps", str(steps)]
+    child = subprocess.run(run, env=environment, capture_output=True, text=True)
+    planned = {
+        "planned_gib": round(plan.peak_bytes / 2**30, 2),
+        "closed_form_gib": round(plan.estimate.total / 2**30, 2),
+        "planned_seconds": round(plan.step_time.total, 3),
+    }
+    if child.returncode:
+        return planned | {"failed": child.stderr[-2000:]}
+    measured = json.loads(child.stdout.splitlines()[-1])
+    memory = plan.peak_bytes / 2**30 / measured["gib"] - 1
+    pace = plan.step_time.total / measured["seconds"] - 1
+    off = {"memory_off": round(memory, 3), "seconds_off": round(pace, 3)}
+    return planned | measured | off
+
+
+def _measure(config: RunConfig, steps: int) -> dict[str, Any]:
+    """Run the training step on random tokens and the GPUs that are here."""
+    import jax
+    import numpy as np
+
+    from dongwu_jax.models.flops import flops_per_token
+    from dongwu_jax.parallel.layout import make_sharding
+    from dongwu_jax.training.batches import BatchLayout
+    from dongwu_jax.training.state import StartingPoint, initial_state
+    from dongwu_jax.training.step import make_objective, make_train_step
+    from dongwu_jax.training.throughput import memory_in_use
+
+    sharding = make_sharding(config, jax.devices())
+    layout = BatchLayout(config, sharding)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(config.model.vocab_size, size=layout.shape, dtype=np.int32)
+    mask = np.ones(layout.shape, np.float32)
+    batch = layout.place({"tokens": tokens, "labels": tokens, "loss_mask": mask})
+    step = make_train_step(config, sharding, make_objective(config, sharding, "gpu"))
+    state = initial_state(config, sharding, StartingPoint())
+    started = time.perf_counter()
+    compiled = step.lower(state, batch).compile()
+    compile_seconds = time.perf_counter() - started
+    seconds = []
+    for _ in range(steps + 1):
+        started = time.perf_counter()
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(metrics)
+        seconds.append(time.perf_counter() - started)
+    took, length = float(np.median(seconds[1:])), config.data.sequence_length
+    tokens_a_gpu = config.training.global_batch_size * length / len(jax.devices())
+    flops = tokens_a_gpu * flops_per_token(config.model, length, "V2")
+    return {
+        "gib": round(memory_in_use() / 2**30, 2),
+        "seconds": round(took, 3),
+        "tflops": round(flops / took / 1e12),
+        "compile_seconds": round(compile_seconds, 1),
+        "loss": round(float(metrics["loss"]), 4),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
