@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from dongwu_jax.command_line import run_command_line
-from dongwu_jax.config import RunConfig, parse_config
+from dongwu_jax.config import RunConfig, overlay, parse_config
 from dongwu_jax.plan.cluster import find_gpu
 from dongwu_jax.plan.compiling import compile_step
 from dongwu_jax.plan.deviceless import Backend, choose_backend
@@ -97,15 +97,9 @@ def main() -> None:
         runs += [(32, name, layout) for name, layout in _ON_32.items()]
     chosen = [run for run in runs if options.layout is None or options.layout in run[1]]
     for count, name, layout in track(chosen, "compiling", console=Console(stderr=True)):
-        config = _config(base, layout)
+        config = parse_config(overlay(base, layout), source=f"layout {name}")
         for line in _lines(config, count, backend):
             print(json.dumps({"devices": count, "layout": name} | line), flush=True)
-
-
-def _config(base: Sections, layout: Sections) -> RunConfig:
-    names = base.keys() | layout.keys()
-    sections = {name: {**base.get(name, {}), **layout.get(name, {})} for name in names}
-    return parse_config(sections, source="benchmarks/collectives.py")
 
 
 def _lines(config: RunConfig, device_count: int, backend: Backend) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 import jax
 import numpy as np
 
-from dongwu_jax.config import RunConfig, parse_config
+from dongwu_jax.config import RunConfig, overlay, parse_config
 from dongwu_jax.models.parameters import named_parameters
 from dongwu_jax.parallel.layout import make_sharding
 from dongwu_jax.training.batches import BatchLayout
@@ -124,12 +124,7 @@ class Difference:
 
 def settings_of(name: str) -> RunConfig:
     """A layout's run."""
-    changes = LAYOUTS[name]
-    merged = {
-        section: {**SETTINGS.get(section, {}), **changes.get(section, {})}
-        for section in SETTINGS.keys() | changes.keys()
-    }
-    return parse_config(merged, f"layout {name}")
+    return parse_config(overlay(SETTINGS, LAYOUTS[name]), f"layout {name}")
 
 
 def train(config: RunConfig, devices: int) -> Curve:

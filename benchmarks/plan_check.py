@@ -16,7 +16,9 @@ import sys
 import time
 from typing import Any
 
-from dongwu_jax.config import RunConfig, parse_config
+from dongwu_jax.command_line import run_command_line
+from dongwu_jax.config import RunConfig, overlay, parse_config
+from dongwu_jax.errors import UserError
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "model": {
@@ -36,8 +38,10 @@ def main(command_line: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=_layouts(2), help="these layouts")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=4, help="steps to time, after one to warm up")
+    parser.add_argument("--layers", type=int, default=4, help="of the model (default 4)")
+    parser.add_argument(
+        "--steps", type=int, default=4, help="steps to time, after one to warm up (4)"
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # a child: this run, and nothing else
     options = parser.parse_args(command_line)
     if options.measure:
@@ -69,24 +73,18 @@ def _layouts(count: int) -> dict[str, dict[str, dict[str, Any]]]:
 
 def layout_config(name: str, count: int, layers: int) -> RunConfig:
     """The run of a layout on so many GPUs."""
-    sections = _layouts(count)[name]
-    sections = {
-        key: _SETTINGS.get(key, {}) | sections.get(key, {})
-        for key in _SETTINGS.keys() | sections.keys()
-    }
-    sections["model"]["num_layers"] = layers
-    sections["training"]["global_batch_size"] = 8 * count
+    size = {"model": {"num_layers": layers}, "training": {"global_batch_size": 8 * count}}
+    sections = overlay(overlay(_SETTINGS, size), _layouts(count)[name])
     return parse_config(sections, f"layout {name}")
 
 
 def _gpus_here() -> tuple[int, str]:
-    lines = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    return len(lines), lines[0]
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"no GPU here: {error}") from None
+    return len(told.splitlines()), told.splitlines()[0]
 
 
 def _compare(config: RunConfig, count: int, steps: int) -> dict[str, Any]:
@@ -154,4 +152,4 @@ def _measure(config: RunConfig, steps: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command_line(main)

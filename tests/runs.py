@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dongwu_jax.config import RunConfig, parse_config
-from dongwu_jax.config.loading import _overlay
+from dongwu_jax.config import RunConfig, overlay, parse_config
 from dongwu_jax.data.indexed_dataset_writer import IndexedDatasetWriter
 
 BASE: dict[str, Any] = {
@@ -49,4 +48,4 @@ def run_config(folder: Path, **sections: dict[str, Any]) -> RunConfig:
         "data": {"blend": str(prefix), "index_cache": str(folder / "cache")},
         "checkpoint": {"directory": str(folder / "run" / "checkpoints")},
     }
-    return parse_config(_overlay(_overlay(BASE, placed), sections), source="test")
+    return parse_config(overlay(overlay(BASE, placed), sections), source="test")

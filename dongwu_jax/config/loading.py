@@ -84,15 +84,15 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Settings:
         return settings
     if not isinstance(base, str):
         raise UserError(f"{path}: base must be the path of a YAML file, not {base!r}")
-    return _overlay(_read_with_bases(path.parent / base, (*chain, resolved)), settings)
+    return overlay(_read_with_bases(path.parent / base, (*chain, resolved)), settings)
 
 
-def _overlay(below: Settings, above: Settings) -> Settings:
+def overlay(below: Settings, above: Settings) -> Settings:
     """Merge two nested mappings; `above` wins, lists are replaced whole."""
     merged = dict(below)
     for key, value in above.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _overlay(merged[key], value)
+            merged[key] = overlay(merged[key], value)
         else:
             merged[key] = value
     return merged

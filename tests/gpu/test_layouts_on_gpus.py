@@ -9,7 +9,7 @@ import jax
 import pytest
 from command_lines import load_script
 
-from dongwu_jax.config import RunConfig, parse_config
+from dongwu_jax.config import RunConfig, overlay, parse_config
 
 layouts = load_script(Path(__file__).parents[2] / "benchmarks" / "layouts.py")
 
@@ -40,14 +40,13 @@ WIDE = {"hidden_size": 256, "num_heads": 4, "num_kv_heads": 2, "initializer_rang
 
 def settings(name: str, dtype: str) -> RunConfig:
     """A layout's run."""
-    config = layouts.SETTINGS | {
-        "model": layouts.SETTINGS["model"] | WIDE,
-        "optimizer": layouts.SETTINGS["optimizer"] | {"learning_rate": 1e-3},
+    changes = {
+        "model": WIDE,
+        "optimizer": {"learning_rate": 1e-3},
         "precision": {"compute_dtype": dtype},
+        **LAYOUTS[name],
     }
-    for section, changes in LAYOUTS[name].items():
-        config |= {section: config.get(section, {}) | changes}
-    return parse_config(config, f"layout {name}")
+    return parse_config(overlay(layouts.SETTINGS, changes), f"layout {name}")
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import jax
 import pytest
 from runs import BASE
 
-from dongwu_jax.config import parse_config
-from dongwu_jax.config.loading import _overlay
+from dongwu_jax.config import overlay, parse_config
 from dongwu_jax.parallel.layout import make_sharding
 from dongwu_jax.plan.memory import estimate_memory
 from dongwu_jax.plan.parameters import parameter_table
@@ -26,7 +25,7 @@ from dongwu_jax.training.state import abstract_state
     ],
 )
 def test_state_is_what_a_device_stores(changes: dict[str, Any]) -> None:
-    config = parse_config(_overlay(BASE, changes), "test")
+    config = parse_config(overlay(BASE, changes), "test")
     state = abstract_state(config, make_sharding(config, jax.devices()))
     stored = sum(
         leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
