@@ -244,12 +244,11 @@ def test_a_child_left_behind_does_not_hide_a_failure(fakes: Path) -> None:
 )
 def test_the_end_of_the_launcher_ends_all(fakes: Path, number: int, status: int) -> None:
     command = ["python", "-c", ONE_ENDS, fakes, -1, "hears"]
+    launch = ssh_launch("nodeA slots=1\nnodeB slots=1", "--", *command)
+    # A shell cannot trap what it was started with as ignored, as Ctrl-C is in a background job.
+    launch = ["env", "--default-signal=INT", *launch]
     with open("output.txt", "w") as output:
-        launcher = subprocess.Popen(
-            ssh_launch("nodeA slots=1\nnodeB slots=1", "--", *command),
-            stdout=output,
-            stderr=output,
-        )
+        launcher = subprocess.Popen(launch, stdout=output, stderr=output)
     wait_until(lambda: len(started(fakes)) == 2)
     launcher.send_signal(number)
     assert launcher.wait(20) == status
