@@ -179,8 +179,27 @@ def _accumulate(
         return loss, jax.tree.map(lambda gradient: gradient.astype(jnp.float32), gradients)
 
     def add(total: Any, micro_batch: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradient_of(weights, micro_batch)), None
+        loss, gradients = gradient_of(weights, micro_batch)
+        return jax.tree.map(jnp.add, total, (loss, _as_products(gradients))), None
 
-    zeros = jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), weights)
-    (loss, gradients), _ = jax.lax.scan(add, (jnp.zeros((), jnp.float32), zeros), batch)
+    zeros = jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), _as_products(weights))
+    (loss, products), _ = jax.lax.scan(add, (jnp.zeros((), jnp.float32), zeros), batch)
+    gradients = jax.tree.map(lambda total, weight: total.reshape(weight.shape), products, weights)
     return loss, gradients
+
+
+def _as_products(weights: Parameters) -> Parameters:
+    """Heads joined with head_dim, as in the matrix products that give the gradients.
+
+    A sum in the very shape of a product becomes part of it; in another it takes a pass over memory.
+    """
+
+    def merged(name: str, weight: jax.Array) -> jax.Array:
+        if weight.ndim < 3:
+            return weight
+        first = (-1, weight.shape[-1]) if name.endswith("o_proj") else (weight.shape[0], -1)
+        return weight.reshape(first)
+
+    return parameter_tree(
+        {name: merged(name, weight) for name, weight in named_parameters(weights).items()}
+    )

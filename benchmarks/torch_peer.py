@@ -1,0 +1,163 @@
+"""The same training step in PyTorch, as its users write it: the bar for `train_step.py`.
+
+Blocks and loss through torch.compile, scaled_dot_product_attention, bfloat16 autocast over float32
+weights, fused AdamW, optional activation checkpointing of every block. One GPU.
+
+    python benchmarks/torch_peer.py '{"hidden_size": 5120, ...}' STEPS     (train_step.py calls it)
+    python benchmarks/torch_peer.py ceiling
+"""
+
+import json
+import sys
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Norm(nn.Module):
+    """RMSNorm in float32, given back in bfloat16."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.rms_norm(x.float(), (x.shape[-1],), self.scale, 1e-5).bfloat16()
+
+
+class Block(nn.Module):
+    """A Llama block with joined QKV and gate-up matrices."""
+
+    def __init__(self, width: int, inner: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.mlp_norm = Norm(width), Norm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+        self.gate_up = nn.Linear(width, 2 * inner, bias=False)
+        self.down = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+        rows, length, width = x.shape
+
+        def heads(y: torch.Tensor) -> torch.Tensor:
+            return y.view(rows, length, self.heads, -1)
+
+        def rotated(y: torch.Tensor) -> torch.Tensor:
+            first, second = y.float().chunk(2, -1)
+            halves = [first * cosine - second * sine, second * cosine + first * sine]
+            return torch.cat(halves, -1).bfloat16()
+
+        query, key, value = map(heads, self.qkv(self.attention_norm(x)).chunk(3, -1))
+        mixed = functional.scaled_dot_product_attention(
+            rotated(query).transpose(1, 2),
+            rotated(key).transpose(1, 2),
+            value.transpose(1, 2),
+            is_causal=True,
+        )
+        x = x + self.output(mixed.transpose(1, 2).reshape(rows, length, width))
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
+        return x + self.down(functional.silu(gate) * up)
+
+
+class Model(nn.Module):
+    """Embedding, blocks, norm, head and loss."""
+
+    def __init__(self, shape: dict[str, int]):
+        super().__init__()
+        width, heads = shape["hidden_size"], shape["num_heads"]
+        self.checkpointing = bool(shape["checkpointing"])
+        self.embedding = nn.Embedding(shape["vocab_size"], width)
+        self.layers = nn.ModuleList(
+            Block(width, shape["intermediate_size"], heads) for _ in range(shape["num_layers"])
+        )
+        self.norm = Norm(width)
+        self.head = nn.Linear(width, shape["vocab_size"], bias=False)
+        half = width // heads // 2
+        angles = torch.outer(
+            torch.arange(shape["sequence_length"]).float(),
+            10000.0 ** (-torch.arange(half) / half),
+        )
+        self.register_buffer("cosine", angles.cos()[None, :, None])
+        self.register_buffer("sine", angles.sin()[None, :, None])
+        self.loss = torch.compile(_loss)
+        for layer in self.layers:
+            layer.compile()
+
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(tokens).bfloat16()
+        for layer in self.layers:
+            arguments = (x, self.cosine, self.sine)
+            x = (
+                checkpoint(layer, *arguments, use_reentrant=False)
+                if self.checkpointing
+                else layer(*arguments)
+            )
+        return self.loss(self.head(self.norm(x)), labels)
+
+
+def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+
+
+def measure(shape: dict[str, int], steps: int) -> dict[str, Any]:
+    """Median seconds of a step, memory at the peak and the last loss."""
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = Model(shape)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.02)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), 1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
+    size = (shape["rows"], shape["sequence_length"] + 1)
+    tokens = torch.randint(shape["vocab_size"], size, device="cuda")
+    seconds = []
+    for _ in range(steps + 1):
+        started = time.perf_counter()
+        for _ in range(shape["accumulation_steps"]):
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = model(tokens[:, :-1], tokens[:, 1:])
+            (loss / shape["accumulation_steps"]).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return {
+        "peer_seconds": sorted(seconds[1:])[len(seconds[1:]) // 2],
+        "peer_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "peer_first_step_seconds": seconds[0],
+        "peer_loss": loss.item(),
+    }
+
+
+def ceiling() -> float:
+    """The fastest large bfloat16 product of this card, FLOP/s sustained over a second."""
+    best = 0.0
+    for m, n, k in ((8192, 8192, 8192), (16384, 8192, 8192), (8192, 16384, 16384)):
+        a = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
+        b = torch.randn(k, n, device="cuda", dtype=torch.bfloat16)
+        times = int(1e15 / (2 * m * n * k)) + 1
+        for _ in range(times // 4):
+            a @ b
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(times):
+            a @ b
+        torch.cuda.synchronize()
+        best = max(best, times * 2 * m * n * k / (time.perf_counter() - started))
+    return best
+
+
+if __name__ == "__main__":
+    torch.set_float32_matmul_precision("high")
+    if sys.argv[1] == "ceiling":
+        print(json.dumps({"ceiling_tflops": ceiling() / 1e12}))
+    else:
+        print(json.dumps(measure(json.loads(sys.argv[1]), int(sys.argv[2]))))
