@@ -26,28 +26,43 @@ def main() -> int:
     traces = sorted(options.folder.glob("**/*.xplane.pb"))
     if not traces:
         raise UserError(f"{options.folder}: no trace (*.xplane.pb) in it")
-    seconds, calls = _kernels(traces[-1])
-    total = sum(seconds.values())
-    print(f"{1e3 * total:.1f} ms of kernels")
+    events = _kernels(traces[-1])
+    seconds: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for name, start, end in events:
+        seconds[name] += end - start
+        calls[name] += 1
+    total, idle = sum(seconds.values()), _idle(events)
+    print(f"{1e3 * total:.1f} ms of kernels; the GPU waits for {1e3 * idle:.1f} ms between them")
     for name, spent in seconds.most_common(options.rows):
         print(f"{1e3 * spent:8.2f} ms {spent / total:6.1%} {calls[name]:5d} x {name}")
     return 0
 
 
-def _kernels(trace: Path) -> tuple[Counter[str], Counter[str]]:
-    """Seconds and calls of each kernel on the GPU's streams."""
-    seconds: Counter[str] = Counter()
-    calls: Counter[str] = Counter()
-    for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
-        if "GPU" not in plane.name:
-            continue
-        for line in plane.lines:
-            if not line.name.startswith("Stream"):
-                continue
-            for event in line.events:
-                seconds[event.name] += event.duration_ns / 1e9
-                calls[event.name] += 1
-    return seconds, calls
+Kernel = tuple[str, float, float]
+"""Name, start and end in seconds."""
+
+
+def _kernels(trace: Path) -> list[Kernel]:
+    """What ran on the GPU's streams, in the order in which it began."""
+    events = [
+        (event.name, event.start_ns / 1e9, (event.start_ns + event.duration_ns) / 1e9)
+        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+        if "GPU" in plane.name
+        for line in plane.lines
+        if line.name.startswith("Stream")
+        for event in line.events
+    ]
+    return sorted(events, key=lambda event: event[1])
+
+
+def _idle(events: list[Kernel]) -> float:
+    """Seconds in which no stream did anything, from the first kernel to the last."""
+    idle, busy_until = 0.0, events[0][1]
+    for _, start, end in events:
+        idle += max(0.0, start - busy_until)
+        busy_until = max(busy_until, end)
+    return idle
 
 
 if __name__ == "__main__":

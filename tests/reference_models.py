@@ -70,7 +70,9 @@ def our_logits(
         model = bind(config, cast_matrices(parameters, dtype))
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         attend = partial(causal_attention, implementation="xla")
-        return model.logits(model.hidden_states(tokens, positions, attend)).astype(jnp.float32)
+        return model.logits(model.hidden_states(model.embed(tokens), positions, attend)).astype(
+            jnp.float32
+        )
 
     return np.asarray(forward(parameters, jnp.asarray(tokens, jnp.int32)))
 

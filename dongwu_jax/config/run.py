@@ -73,11 +73,32 @@ class RunConfig(Section):
                 f"training.loss_chunk_tokens={training.loss_chunk_tokens}"
             )
         self._check_schedule()
+        self._check_fp8()
         if self.steps < 1:
             raise ValueError(
                 f"training.duration={training.duration} is shorter than one step; lengthen it"
             )
         return self
+
+    def _check_fp8(self) -> None:
+        """8-bit products work on bfloat16, and blocks differ only where they are apart."""
+        precision = self.precision
+        if precision.matmul == "fp8" and precision.compute_dtype != "bfloat16":
+            raise ValueError(
+                f"precision.matmul=fp8 needs precision.compute_dtype=bfloat16, not "
+                f"{precision.compute_dtype}"
+            )
+        for name in ("fp8_skip_first", "fp8_skip_last"):
+            if not getattr(precision, name):
+                continue
+            setting = f"precision.{name}={getattr(precision, name)}"
+            if precision.matmul != "fp8":
+                raise ValueError(f"{setting} means something only with precision.matmul=fp8")
+            if self.training.scan_layers or self.mesh.pipe > 1:
+                raise ValueError(
+                    f"{setting}: with training.scan_layers or mesh.pipe > 1 one program computes "
+                    "all blocks; set it to 0"
+                )
 
     def _check_schedule(self) -> None:
         """An explicit decay must leave room for the warm-up."""

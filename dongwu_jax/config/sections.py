@@ -302,6 +302,18 @@ class PrecisionConfig(Section):
     attention: Literal["auto", "cudnn", "xla"] = Field(
         "auto", description="attention kernel; auto: cudnn on GPU where it can, else xla"
     )
+    matmul: Literal["compute_dtype", "fp8"] = Field(
+        "compute_dtype",
+        description="format of the operands of the blocks' matrix products; fp8 (Hopper and newer) "
+        "scales each tensor by its present maximum, e4m3 forward, e5m2 for gradients. The head "
+        "always works in compute_dtype",
+    )
+    fp8_skip_first: NonNegativeInt = Field(
+        0, description="with matmul=fp8: first blocks that stay in compute_dtype"
+    )
+    fp8_skip_last: NonNegativeInt = Field(
+        0, description="with matmul=fp8: last blocks that stay in compute_dtype"
+    )
 
 
 class CheckpointConfig(Section):

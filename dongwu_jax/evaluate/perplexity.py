@@ -149,9 +149,8 @@ def _compile(
     def losses(parameters: Parameters, tokens: jax.Array, labels: jax.Array) -> jax.Array:
         model = bind(config, parameters)
         positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
-        hidden = model.hidden_states(
-            tokens, positions, partial(causal_attention, implementation=kernel)
-        )
+        attend = partial(causal_attention, implementation=kernel)
+        hidden = model.hidden_states(model.embed(tokens), positions, attend)
         return next_token_losses(model, hidden, labels, chunk)
 
     shape = jax.ShapeDtypeStruct((rows, length), jnp.int32)

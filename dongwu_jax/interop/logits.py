@@ -1,5 +1,6 @@
 """Logits of a stored model on given tokens in float32: through ours, and through transformers."""
 
+import functools
 import importlib.util
 
 import jax
@@ -26,9 +27,8 @@ def our_logits(config: ModelConfig, parameters: Parameters, tokens: np.ndarray) 
     def forward(parameters, tokens):  # type: ignore[no-untyped-def]
         llama = bind(config, parameters)
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        hidden = llama.hidden_states(
-            tokens, positions, lambda query, key, value: causal_attention(query, key, value, "xla")
-        )
+        attend = functools.partial(causal_attention, implementation="xla")
+        hidden = llama.hidden_states(llama.embed(tokens), positions, attend)
         return llama.logits(hidden)[..., : config.vocab_size]
 
     with jax.default_matmul_precision("highest"):

@@ -24,6 +24,18 @@ def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
     return _lookup(table, tokens, table.shape[0], table.dtype.name)
 
 
+def add_lookup_gradient(total: jax.Array, tokens: jax.Array, gradient: jax.Array) -> jax.Array:
+    """`total` plus the gradient that `lookup` gives its table, row by row where it is not zero.
+
+    Args:
+        total: float32 [vocab, embed].
+        tokens: int32 [batch, length].
+        gradient: of the rows, [batch, length, embed].
+    """
+    total = constrain(total, "vocab", "hidden")
+    return constrain(total.at[tokens].add(gradient.astype(jnp.float32)), "vocab", "hidden")
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _lookup(table: jax.Array, tokens: jax.Array, rows: int, dtype: str) -> jax.Array:
     return table[tokens]
@@ -38,9 +50,8 @@ def _forward(
 def _backward(
     rows: int, dtype: str, tokens: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, None]:
-    total = constrain(jnp.zeros((rows, gradient.shape[-1]), jnp.float32), "vocab", "hidden")
-    total = constrain(total.at[tokens].add(gradient.astype(jnp.float32)), "vocab", "hidden")
-    return total.astype(dtype), None
+    zeros = jnp.zeros((rows, gradient.shape[-1]), jnp.float32)
+    return add_lookup_gradient(zeros, tokens, gradient).astype(dtype), None
 
 
 _lookup.defvjp(_forward, _backward)

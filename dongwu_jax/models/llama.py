@@ -7,7 +7,7 @@ b batch, t length, d hidden (embed), n heads, k kv_heads, h head_dim, f mlp, v v
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from dongwu_jax.config import ModelConfig
+from dongwu_jax.models.elementwise import rms_norm, swiglu
 from dongwu_jax.models.embedding import lookup
+from dongwu_jax.models.projection import Project, project
 from dongwu_jax.models.remat import rematerialize
 from dongwu_jax.models.rope import apply_rotary, rotary_tables
 from dongwu_jax.parallel.context import Attend
@@ -40,13 +42,6 @@ def _weights(config: ModelConfig) -> Callable[..., nnx.Param]:
 
 def _norm(width: int) -> nnx.Param:
     return _declare(jax.nn.initializers.ones, (width,), "norm")
-
-
-def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """x / rms(x) * scale over the last dimension, in float32, returned in the dtype of `x`."""
-    wide = x.astype(jnp.float32)
-    normalised = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
-    return (normalised * scale).astype(x.dtype)
 
 
 def _into_stream(output: jax.Array) -> jax.Array:
@@ -74,11 +69,13 @@ class Attention(nnx.Module):
             self.v_bias = bias((kv_heads, head_dim), "kv_heads", "head_dim")
         self.config = config
 
-    def __call__(self, x: jax.Array, rotary: RotaryTables, attend: Attend) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, rotary: RotaryTables, attend: Attend, multiply: Project
+    ) -> jax.Array:
         """[batch, length, embed] -> [batch, length, embed]."""
-        query = jnp.einsum("btd,dnh->btnh", x, self.q_proj[...])
-        key = jnp.einsum("btd,dkh->btkh", x, self.k_proj[...])
-        value = jnp.einsum("btd,dkh->btkh", x, self.v_proj[...])
+        query = multiply(x, self.q_proj[...])
+        key = multiply(x, self.k_proj[...])
+        value = multiply(x, self.v_proj[...])
         if self.config.qkv_bias:
             query = query + self.q_bias[...].astype(x.dtype)
             key = key + self.k_bias[...].astype(x.dtype)
@@ -88,7 +85,7 @@ class Attention(nnx.Module):
         key = constrain(apply_rotary(key, rotary), "batch", "length", "kv_heads", "head_dim")
         value = constrain(value, "batch", "length", "kv_heads", "head_dim")
         mixed = constrain(attend(query, key, value), "batch", "length", "heads", "head_dim")
-        output = jnp.einsum("btnh,nhd->btd", mixed, self.o_proj[...])
+        output = multiply(mixed, self.o_proj[...])
         return checkpoint_name(_into_stream(output), "attention_output")
 
 
@@ -102,12 +99,12 @@ class MLP(nnx.Module):
         self.up_proj = weight((width, inner), "embed", "mlp")
         self.down_proj = weight((inner, width), "mlp", "embed")
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, multiply: Project) -> jax.Array:
         """[batch, length, embed] -> [batch, length, embed]."""
-        gate = checkpoint_name(jnp.einsum("btd,df->btf", x, self.gate_proj[...]), "gate_up")
-        up = checkpoint_name(jnp.einsum("btd,df->btf", x, self.up_proj[...]), "gate_up")
-        inner = constrain(jax.nn.silu(gate) * up, "batch", "length", "mlp")
-        return _into_stream(jnp.einsum("btf,fd->btd", inner, self.down_proj[...]))
+        gate = checkpoint_name(multiply(x, self.gate_proj[...]), "gate_up")
+        up = checkpoint_name(multiply(x, self.up_proj[...]), "gate_up")
+        inner = constrain(swiglu(gate, up), "batch", "length", "mlp")
+        return _into_stream(multiply(inner, self.down_proj[...]))
 
 
 class Block(nnx.Module):
@@ -120,10 +117,16 @@ class Block(nnx.Module):
         self.mlp = MLP(config)
         self.epsilon = config.rms_norm_eps
 
-    def __call__(self, x: jax.Array, rotary: RotaryTables, attend: Attend) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        rotary: RotaryTables,
+        attend: Attend,
+        multiply: Project = project,
+    ) -> jax.Array:
         """[batch, length, embed] -> [batch, length, embed]."""
-        x = x + self.attention(self._normalise(x, self.attention_norm), rotary, attend)
-        return x + self.mlp(self._normalise(x, self.mlp_norm))
+        x = x + self.attention(self._normalise(x, self.attention_norm), rotary, attend, multiply)
+        return x + self.mlp(self._normalise(x, self.mlp_norm), multiply)
 
     def _normalise(self, x: jax.Array, scale: nnx.Param) -> jax.Array:
         normalised = rms_norm(x, scale[...], self.epsilon)
@@ -154,32 +157,39 @@ class Llama(nnx.Module):
 
     def hidden_states(
         self,
-        tokens: jax.Array,
+        x: jax.Array,
         positions: jax.Array,
         attend: Attend,
         remat: str = "none",
         scan_layers: bool = False,
+        projections: Sequence[Project] | None = None,
     ) -> jax.Array:
         """The normalised output of the last block.
 
         Args:
-            tokens, positions: int32 [batch, length].
+            x: embedded tokens, [batch, length, embed].
+            positions: int32 [batch, length].
             attend: causal attention of (query, key, value).
             remat: what the backward pass recomputes, a policy of `models/remat.py`.
             scan_layers: loop over stacked blocks instead of unrolling them.
+            projections: each block's product with weights, the same for all when scanned; None:
+                in the weights' own dtype.
 
         Returns:
             [batch, length, embed].
         """
-        x = self.embed(tokens)
         rotary = rotary_tables(positions, self.config)
         weights = [nnx.state(layer) for layer in self.layers]
-        run = block_function(nnx.graphdef(self.layers[0]), rotary, attend, remat, scan_layers)
+        graph = nnx.graphdef(self.layers[0])
+        runs = [
+            block_function(graph, rotary, attend, remat, scan_layers, multiply)
+            for multiply in projections or [project] * len(weights)
+        ]
         if scan_layers:
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
-            x, _ = jax.lax.scan(lambda x, weights: (run(x, weights), None), x, stacked)
+            x, _ = jax.lax.scan(lambda x, weights: (runs[0](x, weights), None), x, stacked)
         else:
-            for block_weights in weights:
+            for run, block_weights in zip(runs, weights, strict=True):
                 x = run(x, block_weights)
         return self.normalise(x)
 
@@ -205,13 +215,19 @@ class Llama(nnx.Module):
 
 
 def block_function(
-    graph: nnx.GraphDef, rotary: RotaryTables, attend: Attend, remat: str, inside_scan: bool
+    graph: nnx.GraphDef,
+    rotary: RotaryTables,
+    attend: Attend,
+    remat: str,
+    inside_scan: bool,
+    multiply: Project = project,
 ) -> Callable[[jax.Array, nnx.State], jax.Array]:
     """(activations, a block's weights) -> activations, keeping for the backward what `remat` names.
 
     Args:
         graph: the structure of a block.
         inside_scan: whether the caller loops over blocks with a scan.
+        multiply: product of activations with weights.
     """
 
     def run(x: jax.Array, weights: nnx.State) -> jax.Array:
@@ -220,7 +236,7 @@ def block_function(
             weights,
             is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
         )
-        return nnx.merge(graph, joined)(x, rotary, attend)
+        return nnx.merge(graph, joined)(x, rotary, attend, multiply)
 
     return rematerialize(run, remat, inside_scan)
 

@@ -81,6 +81,12 @@ def use_weight(weight: jax.Array, axes: LogicalAxes) -> jax.Array:
     return checkpoint_name(_joined(weight, layout, sharding.grad_reduce_dtype), GATHERED)
 
 
+def is_joined(axes: LogicalAxes) -> bool:
+    """Whether devices share a weight with these logical axes, and join it for every use."""
+    sharding = current_sharding()
+    return sharding is not None and bool(weight_layout(sharding, axes).per_use)
+
+
 def joins_weights() -> bool:
     """Whether `use_weight` has anything to join here."""
     sharding = current_sharding()

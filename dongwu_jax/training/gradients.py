@@ -22,11 +22,13 @@ from dongwu_jax.models.parameters import (
     named_parameters,
     parameter_tree,
 )
+from dongwu_jax.models.projection import projections
 from dongwu_jax.models.ring_attention import zigzag_order
 from dongwu_jax.parallel.collectives import all_reduce
 from dongwu_jax.parallel.mesh import MANUAL_AXES
 from dongwu_jax.parallel.sharding import LogicalSharding, constrain, local_to
 from dongwu_jax.parallel.weights import WeightExchange, weight_layout
+from dongwu_jax.training.embedding_gradient import add_embedding_gradient
 from dongwu_jax.training.losses import Batch, LossFunction
 from dongwu_jax.training.pipelined import Pipelined
 
@@ -82,28 +84,54 @@ class Objective:
         if self.sharding.size("pipe") > 1:
             return self._pipelined().loss_and_gradients(weights, batch, scale)
 
-        def micro_loss(weights: Parameters, micro_batch: Batch) -> jax.Array:
-            return self._micro_loss(weights, micro_batch) * scale
+        start = jnp.zeros((), jnp.float32), jax.tree.map(_zeros, _as_products(weights))
+        if batch["tokens"].shape[0] == 1:
+            total = self._add_gradients(start, weights, jax.tree.map(lambda x: x[0], batch), scale)
+        else:
 
-        return _accumulate(jax.value_and_grad(micro_loss), weights, batch)
+            def add(total: Any, micro_batch: Batch) -> tuple[Any, None]:
+                return self._add_gradients(total, weights, micro_batch, scale), None
+
+            total, _ = jax.lax.scan(add, start, batch)
+        loss, products = total
+        return loss, jax.tree.map(lambda x, weight: x.reshape(weight.shape), products, weights)
+
+    def _add_gradients(
+        self, total: Any, weights: Parameters, micro_batch: Batch, scale: jax.Array
+    ) -> tuple[jax.Array, Parameters]:
+        """(loss, float32 gradients as products) so far, and a micro batch's added."""
+        model, tokens = self.config.model, micro_batch["tokens"]
+
+        def scaled(weights: Parameters, embedded: jax.Array) -> jax.Array:
+            return self._micro_loss(weights, embedded, micro_batch) * scale
+
+        embedded = bind(model, weights).embed(tokens)
+        gradient_of = jax.value_and_grad(scaled, argnums=(0, 1))
+        loss, (gradients, of_embedded) = gradient_of(weights, embedded)
+        loss, products = jax.tree.map(jnp.add, total, (loss, _as_products(gradients)))
+        return loss, add_embedding_gradient(model, products, weights, tokens, of_embedded)
 
     def _local_loss(self, weights: Parameters, batch: Batch) -> jax.Array:
         if self.sharding.size("pipe") > 1:
             return self._pipelined().loss(weights, batch)
 
         def add(total: jax.Array, micro_batch: Batch) -> tuple[jax.Array, None]:
-            return total + self._micro_loss(weights, micro_batch), None
+            embedded = bind(self.config.model, weights).embed(micro_batch["tokens"])
+            return total + self._micro_loss(weights, embedded, micro_batch), None
 
         return jax.lax.scan(add, jnp.zeros((), jnp.float32), batch)[0]
 
-    def _micro_loss(self, weights: Parameters, micro_batch: Batch) -> jax.Array:
+    def _micro_loss(
+        self, weights: Parameters, embedded: jax.Array, micro_batch: Batch
+    ) -> jax.Array:
         model, training = bind(self.config.model, weights), self.config.training
         hidden = model.hidden_states(
-            micro_batch["tokens"],
+            embedded,
             micro_batch["positions"],
             self.attend,
             training.remat,
             training.scan_layers,
+            projections(self.config.precision, self.config.model.num_layers),
         )
         return self.loss_function(model, hidden, micro_batch)
 
@@ -170,22 +198,8 @@ def _own_positions(batch: Batch, order: jax.Array) -> Batch:
     return own | {"positions": jnp.broadcast_to(order, own["tokens"].shape)}
 
 
-def _accumulate(
-    gradient_of: Callable, weights: Parameters, batch: Batch
-) -> tuple[jax.Array, Parameters]:
-    """Sum losses and float32 gradients over the leading axis of the batch."""
-    if next(iter(batch.values())).shape[0] == 1:
-        loss, gradients = gradient_of(weights, jax.tree.map(lambda x: x[0], batch))
-        return loss, jax.tree.map(lambda gradient: gradient.astype(jnp.float32), gradients)
-
-    def add(total: Any, micro_batch: Batch) -> tuple[Any, None]:
-        loss, gradients = gradient_of(weights, micro_batch)
-        return jax.tree.map(jnp.add, total, (loss, _as_products(gradients))), None
-
-    zeros = jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), _as_products(weights))
-    (loss, products), _ = jax.lax.scan(add, (jnp.zeros((), jnp.float32), zeros), batch)
-    gradients = jax.tree.map(lambda total, weight: total.reshape(weight.shape), products, weights)
-    return loss, gradients
+def _zeros(weight: jax.Array) -> jax.Array:
+    return jnp.zeros(weight.shape, jnp.float32)
 
 
 def _as_products(weights: Parameters) -> Parameters:

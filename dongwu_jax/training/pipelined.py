@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from dongwu_jax.config import RunConfig
 from dongwu_jax.models.llama import Attend, RotaryTables, block_function, in_use
 from dongwu_jax.models.parameters import Parameters, bind, block_state, block_structure
+from dongwu_jax.models.projection import projections
 from dongwu_jax.models.rope import rotary_tables
 from dongwu_jax.parallel import pipeline
 from dongwu_jax.parallel.collectives import all_gather, reduce_scatter
+from dongwu_jax.training.embedding_gradient import add_embedding_gradient
 from dongwu_jax.training.losses import Batch, LossFunction
 
 _STREAMS = ("micro_batches", "batch", "residual_length", "hidden")
@@ -95,7 +97,10 @@ class Pipelined:
 
     def _stage(self, rotary: RotaryTables) -> pipeline.Stage:
         model, remat = self.config.model, self.config.training.remat
-        run = block_function(block_structure(model), rotary, self.attend, remat, inside_scan=True)
+        multiply = projections(self.config.precision, 1)[0]  # the same in all blocks
+        run = block_function(
+            block_structure(model), rotary, self.attend, remat, inside_scan=True, multiply=multiply
+        )
 
         def stage(layers: list[Parameters], x: jax.Array) -> jax.Array:
             for weights in layers:
@@ -147,9 +152,7 @@ class Pipelined:
         """Add what the embeddings' gradients mean for the weights, micro batch by micro batch."""
 
         def add(total: Parameters, xs: tuple[jax.Array, jax.Array]) -> tuple[Parameters, None]:
-            tokens, gradient = xs
-            _, vjp = jax.vjp(lambda outer: bind(self.config.model, outer).embed(tokens), outer)
-            return jax.tree.map(jnp.add, total, vjp(gradient)[0]), None
+            return add_embedding_gradient(self.config.model, total, outer, *xs), None
 
         return jax.lax.scan(add, total, (tokens, gradients))[0]
 

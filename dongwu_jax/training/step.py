@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dongwu_jax.config import RunConfig
+from dongwu_jax.errors import UserError
 from dongwu_jax.models.attention import choose_attention, make_attention
 from dongwu_jax.models.parameters import cast_matrices
 from dongwu_jax.parallel.sharding import LogicalSharding
@@ -34,9 +35,21 @@ def make_objective(
     implementation = choose_attention(
         config.precision.attention, config.model, config.precision.compute_dtype, platform
     )
+    _check_fp8_units(config, sharding)
     attend = make_attention(implementation, sharding)
     loss_function = loss_function or language_model_loss(config.training.loss_chunk_tokens)
     return Objective(config, sharding, loss_function, attend)
+
+
+def _check_fp8_units(config: RunConfig, sharding: LogicalSharding) -> None:
+    """Older GPUs would silently compute in bfloat16, and slower."""
+    device = sharding.mesh.devices.flat[0]
+    capability = float(getattr(device, "compute_capability", None) or "inf")
+    if config.precision.matmul == "fp8" and capability < 8.9:
+        raise UserError(
+            f"precision.matmul=fp8 needs a GPU of compute capability 8.9 (H100 has 9.0), "
+            f"{device.device_kind} has {capability}; use compute_dtype"
+        )
 
 
 def make_train_step(

@@ -39,7 +39,7 @@ def loss(parameters, config=TINY, remat="none", scan_layers=False, chunk=0):
     tokens, labels = TOKENS[:, :-1], TOKENS[:, 1:]
     positions = jnp.broadcast_to(jnp.arange(16), tokens.shape)
     model = bind(config, parameters)
-    hidden = model.hidden_states(tokens, positions, xla_attention, remat, scan_layers)
+    hidden = model.hidden_states(model.embed(tokens), positions, xla_attention, remat, scan_layers)
     return next_token_losses(model, hidden, labels, chunk).mean()
 
 
@@ -87,7 +87,7 @@ def test_later_tokens_do_not_change_earlier_logits(parameters):
     def logits(tokens):
         positions = jnp.broadcast_to(jnp.arange(17), tokens.shape)
         model = bind(TINY, parameters)
-        return model.logits(model.hidden_states(tokens, positions, xla_attention))
+        return model.logits(model.hidden_states(model.embed(tokens), positions, xla_attention))
 
     changed = TOKENS.copy()
     changed[:, 9] = (changed[:, 9] + 1) % 61

@@ -1,0 +1,36 @@
+"""What the gradient of embedded tokens means for the embedding matrix."""
+
+import jax
+
+from dongwu_jax.config import ModelConfig
+from dongwu_jax.models.embedding import add_lookup_gradient
+from dongwu_jax.models.parameters import Parameters, bind
+from dongwu_jax.parallel.weights import is_joined
+
+
+def add_embedding_gradient(
+    config: ModelConfig,
+    total: Parameters,
+    weights: Parameters,
+    tokens: jax.Array,
+    gradient: jax.Array,
+) -> Parameters:
+    """`total` with a micro batch's share added to its float32 `embed_tokens`.
+
+    A whole matrix takes the rows where they belong: one of zeros to hold them, and a pass to add
+    it, would cost more than the lookup. A matrix that devices share gets its part of their sum.
+
+    Args:
+        tokens: int32 [batch, length].
+        gradient: of the embedded tokens, [batch, length, embed].
+    """
+    axes = bind(config, weights).embed_tokens.get_metadata("axes")
+    if not is_joined(axes):
+        rows = add_lookup_gradient(total["embed_tokens"], tokens, gradient)
+        return total | {"embed_tokens": rows}
+
+    def embed(table: jax.Array) -> jax.Array:
+        return bind(config, weights | {"embed_tokens": table}).embed(tokens)
+
+    of_table = jax.vjp(embed, weights["embed_tokens"])[1](gradient)[0]
+    return total | {"embed_tokens": total["embed_tokens"] + of_table}
