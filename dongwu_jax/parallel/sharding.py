@@ -51,6 +51,7 @@ _UNSPLIT: Rules = dict.fromkeys(
 )
 # `tensor` must not split these: softmax and scores are computed on one device.
 _WHOLE_IN_ATTENTION = ("attention_length", "head_dim")
+HEADS_IN_ATTENTION = ("attention_heads", "attention_kv_heads")
 # The axes that may split one dimension of a weight, in the order in which they do.
 STORAGE_ORDER = ("fsdp", "context", "data", "pipe")
 
@@ -59,7 +60,7 @@ def resolve_rules(overrides: Mapping[str, Sequence[str] | str | None]) -> Rules:
     """The default rules with the user's overrides on top.
 
     Raises:
-        UserError: an override names an unknown logical or mesh axis.
+        UserError: an override names an unknown logical or mesh axis, or is impossible.
     """
     rules = dict(DEFAULT_RULES)
     for name, axes in overrides.items():
@@ -76,10 +77,21 @@ def resolve_rules(overrides: Mapping[str, Sequence[str] | str | None]) -> Rules:
                 )
         _check_manual_axes(name, chosen)
         rules[name] = chosen
-    for in_attention in ("attention_heads", "attention_kv_heads"):  # as the weights that make them
+    for in_attention in HEADS_IN_ATTENTION:  # as the weights that make them
         if in_attention not in overrides and "tensor" not in rules["heads"]:
             rules[in_attention] = tuple(a for a in rules[in_attention] if a != "tensor")
+        _check_heads(in_attention, rules)
     return rules | _UNSPLIT
+
+
+def _check_heads(in_attention: str, rules: Rules) -> None:
+    """A device must have the keys and values of its query heads."""
+    if ("tensor" in rules[in_attention]) != ("tensor" in rules["heads"]):
+        raise UserError(
+            f"sharding.rules.{in_attention}={list(rules[in_attention])}: `tensor` must split it "
+            f"exactly where it splits heads, and sharding.rules.heads={list(rules['heads'])}; "
+            f"leave {in_attention} out, then it follows heads"
+        )
 
 
 def _check_manual_axes(name: str, chosen: tuple[str, ...]) -> None:

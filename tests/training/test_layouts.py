@@ -134,6 +134,18 @@ def test_weights_and_optimizer_state_are_stored_split(mesh, shard, tmp_path):
             {"sharding": {"rules": {"head_dim": ["tensor"]}}, "mesh": {"tensor": 2}},
             "attention needs it whole",
         ),
+        *(
+            (
+                {"sharding": {"rules": rules}, "mesh": {"tensor": 2}},
+                "`tensor` must split it exactly where it splits heads",
+            )
+            for rules in (
+                {"attention_heads": ["context"]},
+                {"attention_kv_heads": ["context"]},
+                {"heads": None, "kv_heads": None, "attention_kv_heads": ["tensor", "context"]},
+                {"heads": None, "kv_heads": None, "attention_heads": ["tensor", "context"]},
+            )
+        ),
         ({"sharding": {"rules": {"batch": ["data"]}}}, "batch is always split over"),
         (
             {"sharding": {"rules": {"mlp": ["fsdp", "tensor"]}}},
