@@ -12,6 +12,7 @@ from dongwu_jax.plan.cluster import GPUS_PER_HOST, LINK_EFFICIENCY
 from dongwu_jax.plan.compiling import CompiledStep
 from dongwu_jax.plan.memory import POOL_SHARE
 from dongwu_jax.plan.planning import Plan
+from dongwu_jax.plan.search import layout_overrides
 from dongwu_jax.plan.step_time import bubble
 
 _GIB = 2**30
@@ -38,6 +39,8 @@ def print_ranking(plans: list[Plan], considered: int, console: Console) -> None:
         "mesh",
         "remat",
         "micro batch",
+        "virtual stages",
+        "together",
         "GiB",
         "fits",
         "s/step",
@@ -52,6 +55,7 @@ def print_ranking(plans: list[Plan], considered: int, console: Console) -> None:
             _mesh(plan),
             training.remat,
             str(training.micro_batch_size),
+            *_schedule(plan),
             f"{plan.peak_bytes / _GIB:.1f}",
             "yes" if plan.fits else "no",
             f"{time.total:.2f}",
@@ -59,7 +63,16 @@ def print_ranking(plans: list[Plan], considered: int, console: Console) -> None:
             f"{time.tokens_per_day_per_host / 1e9:.2f}",
         )
     console.print(table)
+    console.print("the first:", *layout_overrides(plans[0].config), soft_wrap=True)
     console.print(*_backend_notes(plans[0]), sep="\n")
+
+
+def _schedule(plan: Plan) -> tuple[str, str]:
+    """Virtual stages, and how many micro batches are in the pipeline together."""
+    if plan.cluster.mesh_shape["pipe"] == 1:
+        return "", ""
+    together = plan.config.pipeline_micro_batches(plan.device_count)
+    return str(plan.config.training.virtual_stages), str(together)
 
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:
@@ -69,6 +82,7 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
         "gpu": plan.cluster.gpu.key,
         "devices": plan.device_count,
         "mesh": plan.cluster.mesh_shape,
+        "overrides": layout_overrides(plan.config),
         "remat": plan.config.training.remat,
         "micro_batch_size": plan.config.training.micro_batch_size,
         "parameters": plan.parameters,

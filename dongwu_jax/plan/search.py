@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dongwu_jax.config import RunConfig, parse_config
+from dongwu_jax.config.sections import TrainingConfig
 from dongwu_jax.errors import UserError
 from dongwu_jax.parallel.mesh import MESH_AXES
 from dongwu_jax.plan.cluster import GPUS_PER_HOST, Gpu
@@ -13,6 +14,8 @@ from dongwu_jax.plan.memory import POOL_SHARE, estimate_memory
 from dongwu_jax.plan.planning import Plan, compile_plan, sketch_plan
 
 REMAT_POLICIES = ("none", "minimal", "qkv_attention", "attention", "full")
+# The settings of training that a search varies.
+_VARIED = ("remat", "micro_batch_size", "virtual_stages", "pipeline_micro_batches")
 _LARGEST_MICRO_BATCH = 16
 _MOST_VIRTUAL_STAGES = 4  # of the numbers that divide a stage's layers
 _ROUNDS = (1, 2, 4)  # micro batches in the pipeline together, times its stages
@@ -41,9 +44,26 @@ def sketch_layouts(
             plan = sketch_plan(variant, gpu, device_count, network_bandwidth)
         except (UserError, ValueError):  # impossible on this many devices
             continue
-        if plan not in plans[:1]:  # the run itself comes again among its variants
+        if not plans or _layout(plan) != _layout(plans[0]):  # the run comes again as a variant
             plans.append(plan)
     return sorted(plans, key=lambda plan: plan.step_time.total)
+
+
+def layout_overrides(config: RunConfig) -> list[str]:
+    """What a search varies, as the overrides that make its run this one."""
+    training = config.training.model_dump(mode="json", include=set(_VARIED))
+    return [
+        f"{section}.{field}={'null' if value is None else value}"
+        for section, fields in (("mesh", config.mesh.model_dump()), ("training", training))
+        for field, value in fields.items()
+    ]
+
+
+def _layout(plan: Plan) -> tuple[dict[str, int], TrainingConfig]:
+    """What a search varies, with nothing left open."""
+    together = plan.config.pipeline_micro_batches(plan.device_count)
+    training = plan.config.training.model_copy(update={"pipeline_micro_batches": together})
+    return plan.cluster.mesh_shape, training
 
 
 def compile_best(
@@ -87,12 +107,7 @@ def _training_changes(config: RunConfig, mesh: dict[str, int]) -> Iterator[dict[
             break
         for turns, together in _schedules(config.model.num_layers // pipe, pipe, sequences // size):
             for remat in REMAT_POLICIES:
-                yield {
-                    "remat": remat,
-                    "micro_batch_size": size,
-                    "virtual_stages": turns,
-                    "pipeline_micro_batches": together,
-                }
+                yield dict(zip(_VARIED, (remat, size, turns, together), strict=True))
 
 
 def _schedules(layers: int, pipe: int, micro_batches: int) -> list[tuple[int, int | None]]:
