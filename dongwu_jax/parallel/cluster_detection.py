@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.parallel.launchers import (
+    KUBERNETES,
     Environment,
     Launch,
     from_launcher,
@@ -88,10 +89,17 @@ def detect_cluster(
         launch.num_processes,
         launch.process_id,
         local_device_ids(environment) or launch.local_device_ids,
-        launch.num_hosts,
+        _num_hosts(launch, environment),
     )
     _check(cluster)
     return cluster
+
+
+def _num_hosts(launch: Launch, environment: Environment) -> int | None:
+    """Hosts of the run; nobody but the launcher says how many there are."""
+    if KUBERNETES in launch.sources:  # a pod for each process
+        return launch.num_processes
+    return launch.num_hosts or from_launcher(environment, has_coordinator=True).num_hosts
 
 
 def _overlay(above: Launch, below: Launch) -> Launch:

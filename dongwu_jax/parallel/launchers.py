@@ -13,6 +13,8 @@ Environment = Mapping[str, str]
 # Ports above the range that Linux hands out by itself, as jax.distributed chooses them.
 _FIRST_PORT, _PORTS = 61440, 4096
 
+KUBERNETES = "the index of a Kubernetes job"
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -49,7 +51,7 @@ def from_launcher(environment: Environment, has_coordinator: bool) -> Launch:
         return _from_mpi(environment, "MPI", "PMI_")
     if "JOB_COMPLETION_INDEX" in environment and has_coordinator:
         index = number(environment, "JOB_COMPLETION_INDEX")
-        return Launch(("the index of a Kubernetes job",), process_id=index)
+        return Launch((KUBERNETES,), process_id=index)
     return Launch()
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+from dataclasses import replace
 
 import pytest
 
@@ -53,12 +54,12 @@ def test_a_batch_script_without_srun_is_one_process(caplog):
 
 def test_flags_win_over_variables_and_variables_over_slurm():
     both = {**SLURM, **VARIABLES}
-    expected = Cluster("JAX_* variables", "10.0.0.1:1234", 4, 3)
+    expected = Cluster("JAX_* variables", "10.0.0.1:1234", 4, 3, num_hosts=2)
     assert detect_cluster(both) == expected
     flags = detect_cluster(both, "head:99", 2, 1)
-    assert flags == Cluster("command line", "head:99", 2, 1)
+    assert flags == Cluster("command line", "head:99", 2, 1, num_hosts=2)
     mixed = detect_cluster(both, process_id=0)
-    assert mixed == Cluster("command line and JAX_* variables", "10.0.0.1:1234", 4, 0)
+    assert mixed == replace(expected, source="command line and JAX_* variables", process_id=0)
 
 
 @pytest.mark.parametrize(
@@ -107,12 +108,11 @@ def test_gpus_of_a_slurm_task(changes, devices):
 def test_kubernetes_index_is_the_process_id():
     pod = {name: VARIABLES[name] for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES")}
     cluster = detect_cluster({**pod, "JOB_COMPLETION_INDEX": "2"})
-    assert cluster == Cluster(
-        "JAX_* variables and the index of a Kubernetes job", "10.0.0.1:1234", 4, 2
-    )
+    source = "JAX_* variables and the index of a Kubernetes job"
+    assert cluster == Cluster(source, "10.0.0.1:1234", 4, 2, num_hosts=4)
 
     flags = detect_cluster({"JOB_COMPLETION_INDEX": "2"}, "10.0.0.1:1234", 4)
-    assert flags == Cluster("command line and the index of a Kubernetes job", "10.0.0.1:1234", 4, 2)
+    assert flags == replace(cluster, source="command line and the index of a Kubernetes job")
 
 
 def test_open_mpi():
@@ -171,8 +171,18 @@ def test_loopback_is_refused_where_there_are_several_hosts(monkeypatch, host):
         detect_cluster({**SLURM, **address})
     with pytest.raises(UserError, match="loopback address.*2 in all"):
         detect_cluster({**OPEN_MPI, **address})
+    everything = {**VARIABLES, **address}
+    for launcher in (SLURM, OPEN_MPI):  # which gives no more than the number of hosts
+        with pytest.raises(UserError, match="loopback address.*2 in all"):
+            detect_cluster({**launcher, **everything})
+        with pytest.raises(UserError, match="loopback address.*2 in all"):
+            detect_cluster(launcher, f"{host}:99", 4, 3)
+    pod = {"JAX_PROCESS_ID": "", "JOB_COMPLETION_INDEX": "2"}
+    with pytest.raises(UserError, match="loopback address.*4 in all"):
+        detect_cluster({**everything, **pod})
     one_host = {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_TASKS_PER_NODE": "16"}
     assert detect_cluster({**SLURM, **address, **one_host}) is not None
+    assert detect_cluster(everything) is not None
 
 
 def test_the_tasks_of_a_heterogeneous_step_need_their_number():
