@@ -146,6 +146,20 @@ def test_weights_and_optimizer_state_are_stored_split(mesh, shard, tmp_path):
                 {"heads": None, "kv_heads": None, "attention_heads": ["tensor", "context"]},
             )
         ),
+        *(
+            (
+                {
+                    "mesh": {"context": 2, "tensor": 2},
+                    "sharding": {"rules": {name: axes}, "context_attention": "ring"},
+                },
+                rf"sharding.rules.{name}=.*\(sharding.context_attention=ring\) needs \['{ring}'\]",
+            )
+            for name, axes, ring in (
+                ("attention_length", None, "context"),
+                ("attention_heads", ["tensor", "context"], "tensor"),
+                ("attention_kv_heads", ["tensor", "context"], "tensor"),
+            )
+        ),
         ({"sharding": {"rules": {"batch": ["data"]}}}, "batch is always split over"),
         (
             {"sharding": {"rules": {"mlp": ["fsdp", "tensor"]}}},
