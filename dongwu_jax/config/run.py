@@ -213,8 +213,13 @@ class RunConfig(Section):
 
     def _uneven_heads(self, device_count: int) -> bool:
         shape = self.mesh_shape(device_count)
-        tensor = shape["tensor"] if "kv_heads" not in self.sharding.rules else 1
+        tensor = shape["tensor"] if self._splits_kv_heads else 1
         return shape["context"] > 1 and bool(self.model.kv_heads % (tensor * shape["context"]))
+
+    @property
+    def _splits_kv_heads(self) -> bool:
+        """Whether `tensor` splits the key/value heads, as it does unless a rule changes that."""
+        return self.sharding.rules.get("kv_heads", "tensor") in ("tensor", ["tensor"])
 
     def _check_sequence(self, device_count: int) -> None:
         """The sequence must divide among the devices that share it."""
@@ -225,7 +230,7 @@ class RunConfig(Section):
                 f"sharding.context_attention=ulysses: mesh.tensor={tensor} x mesh.context={context}"
                 f" does not divide the {self.model.kv_heads} key/value heads; use ring"
             )
-        if context > 1 and "kv_heads" in self.sharding.rules and tensor > 1:
+        if context > 1 and tensor > 1 and not self._splits_kv_heads:
             raise ValueError(
                 "sharding.rules.kv_heads cannot be changed where mesh.context > 1 and "
                 "mesh.tensor > 1; lower mesh.tensor to a divisor of model.num_kv_heads"

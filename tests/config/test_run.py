@@ -59,6 +59,14 @@ def test_impossible_on_eight_devices(sections, message):
         run(**sections).check_devices(8)
 
 
+def test_a_default_rule_may_be_written_out():
+    mesh = {"context": 2, "tensor": 2}
+    for default in ("tensor", ["tensor"]):
+        run(mesh=mesh, sharding={"rules": {"kv_heads": default}}).check_devices(8)
+    with pytest.raises(ValueError, match=r"sharding.rules.kv_heads cannot be changed where"):
+        run(mesh=mesh, sharding={"rules": {"kv_heads": None}}).check_devices(8)
+
+
 def test_accumulation():
     config = run(training={"global_batch_size": 64, "micro_batch_size": 2}, mesh={"tensor": 2})
     assert config.accumulation_steps(8) == 8
