@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from dongwu_jax.config import RunConfig
 from dongwu_jax.errors import UserError
+from dongwu_jax.parallel.sharding import resolve_rules
 from dongwu_jax.plan.cluster import Cluster, Gpu
 from dongwu_jax.plan.compiling import CompiledStep, DoesNotFit, compile_step
 from dongwu_jax.plan.deviceless import Backend
@@ -12,6 +13,9 @@ from dongwu_jax.plan.hlo import CollectiveTotal
 from dongwu_jax.plan.memory import POOL_SHARE, MemoryEstimate, estimate_memory
 from dongwu_jax.plan.parameters import parameter_table
 from dongwu_jax.plan.step_time import StepTime, estimate_step_time
+
+# What the closed forms of compute, working memory and traffic take to be split over `tensor`.
+_TAKEN_AS_SPLIT = ("heads", "kv_heads", "mlp", "vocab")
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,22 @@ class Plan:
         return POOL_SHARE * self.cluster.gpu.memory_bytes
 
     @property
+    def wrongly_taken_as_split(self) -> list[str]:
+        """What sharding.rules leave whole although the closed forms know of no such rule."""
+        if self.cluster.mesh_shape["tensor"] == 1:
+            return []
+        rules = resolve_rules(self.config.sharding.rules)
+        return [name for name in _TAKEN_AS_SPLIT if "tensor" not in rules[name]]
+
+    @property
+    def memory_is_compiled(self) -> bool:
+        """Whether `peak_bytes` is the compiler's for this GPU, and no closed form."""
+        return self.compiled is not None and self.compiled.backend == "cuda"
+
+    @property
     def peak_bytes(self) -> float:
         """The best figure there is: XLA:CPU's is none, its attention and its buffers differ."""
-        if self.compiled is not None and self.compiled.backend == "cuda":
+        if self.compiled is not None and self.memory_is_compiled:
             return self.compiled.peak_bytes
         return self.estimate.total
 

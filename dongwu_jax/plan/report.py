@@ -64,7 +64,7 @@ def print_ranking(plans: list[Plan], considered: int, console: Console) -> None:
         )
     console.print(table)
     console.print("the first:", *layout_overrides(plans[0].config), soft_wrap=True)
-    console.print(*_backend_notes(plans[0]), sep="\n")
+    console.print(*_rule_notes(plans), *_backend_notes(plans[0]), sep="\n")
 
 
 def _schedule(plan: Plan) -> tuple[str, str]:
@@ -99,6 +99,7 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
             )
             for convention in _CONVENTIONS
         },
+        "wrongly_taken_as_split": plan.wrongly_taken_as_split,
         "step_time": asdict(time) | {"total": time.total},
         "mfu": {convention: _mfu(plan, convention) for convention in _CONVENTIONS},
         "tokens_per_day_per_8_gpus": time.tokens_per_day_per_host,
@@ -158,7 +159,7 @@ def _gib(count: float) -> str:
 
 
 def _verdict(plan: Plan) -> list[str]:
-    on_cuda = plan.compiled is not None and plan.compiled.backend == "cuda"
+    on_cuda = plan.memory_is_compiled
     usable = f"{_gib(plan.usable_bytes)} GiB, {POOL_SHARE:.0%} of the GPU's"
     if plan.out_of_memory:
         return [f"DOES NOT FIT: the compiler ran out of memory ({plan.out_of_memory})"]
@@ -224,7 +225,22 @@ def _speed(plan: Plan) -> RenderableType:
         f"{time.tokens / time.total:,.0f} tokens/s, "
         f"{time.tokens_per_day_per_host / 1e9:.2f}B tokens a day on 8 GPUs",
         *_utilisation(plan),
+        *_rule_notes([plan]),
     )
+
+
+def _rule_notes(plans: list[Plan]) -> list[str]:
+    """What the estimates do not know of the rules."""
+    concerned = [plan for plan in plans if plan.wrongly_taken_as_split]
+    if not concerned:
+        return []
+    names = ", ".join(concerned[0].wrongly_taken_as_split)
+    compiled = all(plan.memory_is_compiled for plan in concerned)
+    estimates = "time is" if compiled else "time and memory are"
+    return [
+        f"warning: sharding.rules leave {names} whole over tensor, but {estimates} estimated as if "
+        "tensor split all of heads, kv_heads, mlp and vocab"
+    ]
 
 
 def _utilisation(plan: Plan) -> list[str]:
