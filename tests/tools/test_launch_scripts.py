@@ -184,11 +184,12 @@ def test_dry_run_prints_every_command_and_starts_nothing(fakes: Path) -> None:
     assert not Path("logs").exists()
 
 
-def test_an_ipv6_address_of_the_first_host_gets_brackets(fakes: Path) -> None:
-    done = finish(ssh_launch("user@fd00::1\nnode2", "--dry-run", "--", "true"))
+@pytest.mark.parametrize("address", ["fd00::1", "2001:db8:0:1:2:3:4:5", "fe80::1%eth0"])
+def test_an_ipv6_address_of_the_first_host_gets_brackets(fakes: Path, address: str) -> None:
+    done = finish(ssh_launch(f"user@{address}\nnode2", "--dry-run", "--", "true"))
     assert done.returncode == 0, done.stderr
     words = shlex.split(shlex.split(done.stdout.splitlines()[1])[-1])
-    assert words[words.index("--coordinator") + 1] == "[fd00::1]:12355"
+    assert words[words.index("--coordinator") + 1] == f"[{address}]:12355"
 
 
 def test_every_process_learns_its_place(fakes: Path) -> None:
@@ -273,6 +274,9 @@ def test_nothing_starts_while_a_host_is_away(fakes: Path) -> None:
         ("node1\nnode1", "line 2: node1 stands twice"),
         ("node1\nuser@node1", "line 2: node1 stands twice"),
         ("-oProxyCommand=id", "is not a host name"),
+        ("a:22", "line 1: 'a:22' is no IPv6 address: write a host name without a port"),
+        ("node1\nuser@ab:cd:22", "line 2: 'user@ab:cd:22' is no IPv6 address"),
+        ("[fd00::1]", "'[fd00::1]' is no IPv6 address"),
         ("localhost\nnode2", "the other hosts cannot reach process 0 at localhost"),
         ("ip6-localhost\nnode2", "the other hosts cannot reach process 0 at ip6-localhost"),
     ],

@@ -57,6 +57,10 @@ if [[ ! "$port" =~ ^[1-9][0-9]{0,4}$ ]] || ((port > 65535)); then
 fi
 [[ "$grace_seconds" =~ ^(0|[1-9][0-9]*)$ ]] || fail "--grace-seconds '$grace_seconds': write a whole number"
 
+is_ipv6() {
+  [[ "$1" =~ ^[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?$ && "$1" =~ ::|(:.*){7} ]]
+}
+
 hosts=() slots=()
 read_hosts() {
   local line number=0 known
@@ -69,6 +73,8 @@ read_hosts() {
     ((${#words[@]} == 1)) || [[ ${#words[@]} == 2 && "${words[1]}" =~ ^slots=[1-9][0-9]*$ ]] ||
       fail "$hosts_file, line $number: '$line': write a host name, or NAME slots=8"
     [[ "${words[0]}" != -* ]] || fail "$hosts_file, line $number: '${words[0]}' is not a host name"
+    [[ "${words[0]}" != *:* ]] || is_ipv6 "${words[0]#*@}" ||
+      fail "$hosts_file, line $number: '${words[0]}' is no IPv6 address: write a host name without a port"
     for known in "${hosts[@]}"; do
       [[ "${known#*@}" != "${words[0]#*@}" ]] || fail "$hosts_file, line $number: ${words[0]#*@} stands twice"
     done
