@@ -5,7 +5,7 @@ Example:
 
 Float32, 20 steps on real text, on virtual CPU devices. Prints a JSON line for each layout with the
 largest relative difference from one device of the loss over all steps, and of any weight's first
-gradient (of its largest element). Exits with 1 if one is above 1e-4.
+gradient (of its largest element). Exits with 1 if one is not at most 1e-4.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from dongwu_jax.training.state import StartingPoint, initial_state
 from dongwu_jax.training.step import make_objective, make_train_step
 
 STEPS, BATCH, LENGTH = 20, 16, 32
+LIMIT = 1e-4
 SETTINGS: dict[str, dict[str, Any]] = {
     "model": {
         "vocab_size": 128,
@@ -121,6 +122,11 @@ class Difference:
     gradient: float
     weight: str  # whose gradient differs most
 
+    @property
+    def small(self) -> bool:
+        """Whether the runs are equal; what is no number is not."""
+        return self.loss <= LIMIT and self.gradient <= LIMIT
+
 
 def settings_of(name: str) -> RunConfig:
     """A layout's run."""
@@ -161,7 +167,7 @@ def difference(found: Curve, expected: Curve) -> Difference:
         name: float(np.abs(found.gradients[name] - value).max() / np.abs(value).max())
         for name, value in expected.gradients.items()
     }
-    worst = max(by_weight, key=lambda name: by_weight[name])
+    worst = max(by_weight, key=lambda name: np.nan_to_num(by_weight[name], nan=np.inf))
     loss = float(np.abs(found.losses / expected.losses - 1).max())
     return Difference(loss, by_weight[worst], worst)
 
@@ -201,7 +207,7 @@ def main(command_line: list[str] | None = None) -> int:
             references[model] = on_one_device(config)
         found = difference(train(config, device_count(config)), references[model])
         print(json.dumps({"layout": name, **vars(found)}), flush=True)
-        failed |= max(found.loss, found.gradient) > 1e-4
+        failed |= not found.small
     return int(failed)
 
 

@@ -29,8 +29,18 @@ def test_twenty_steps_equal_one_device(name, references):
     reference = references[config.model]
     assert reference.losses[-1] < reference.losses[0] - 1  # it learns; equality says something
     found = layouts.difference(layouts.train(config, layouts.device_count(config)), reference)
-    assert found.loss < 1e-4
-    assert found.gradient < 1e-4, found.weight
+    assert found.small, found
+
+
+@pytest.mark.parametrize("place", ["losses", "gradients"])
+def test_what_is_no_number_is_not_equal(place):
+    def curve(**changed):
+        values = {"losses": 2.0, "gradients": 2.0} | changed
+        gradients = {"a": np.ones(2), "b": np.array([1, values["gradients"]])}
+        return layouts.Curve(np.array([1, values["losses"]]), gradients)
+
+    assert layouts.difference(curve(), curve()).small
+    assert not layouts.difference(curve(**{place: np.nan}), curve()).small
 
 
 def curve(folder):
