@@ -18,11 +18,13 @@ import jax
 import jax.numpy as jnp
 
 from dongwu_jax.parallel.collectives import send_around
+from dongwu_jax.parallel.sharding import record
 
 # (weights of one layer each, activations) -> activations, [batch, length, embed]
 Stage = Callable[[list[Any], jax.Array], jax.Array]
 
 _STREAM = ("batch", "residual_length", "hidden")
+_STREAMS = ("micro_batches", *_STREAM)
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,10 @@ def run_forward(stage: Stage, weights: Any, inputs: jax.Array, schedule: Schedul
         outputs = _store(outputs, output, work)
         return (send_around(output, "pipe", 1, _STREAM), outputs), None
 
+    record("inputs of the stages", inputs, _STREAMS)
     start = jnp.zeros_like(inputs[0]), jnp.zeros_like(inputs)
     (_, outputs), _ = jax.lax.scan(tick, start, jnp.arange(schedule.ticks))
+    record("outputs of the stages", outputs, _STREAMS)
     return outputs
 
 

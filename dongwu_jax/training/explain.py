@@ -23,6 +23,7 @@ from dongwu_jax.training.state import abstract_state
 from dongwu_jax.training.step import make_objective
 
 _LAYER = re.compile(r"^layers\.\d+\.")
+_BLOCK = ("Block", "Attention", "attention kernel", "MLP")  # what makes a block's activations
 
 
 def explain_sharding(config: RunConfig, devices: list[jax.Device]) -> list[Table]:
@@ -67,19 +68,35 @@ def _weights_table(config: RunConfig, sharding: LogicalSharding) -> Table:
 
 def _activations_table(config: RunConfig, sharding: LogicalSharding) -> Table:
     layout = BatchLayout(config, sharding)
-    table = _table("Batch, and activations of one micro batch, in the order they are made")
+    table = _table(
+        "Batch, activations of one micro batch, and what goes through a pipeline together, "
+        "in the order they are made"
+    )
     local = layout.sharding.shard_shape(layout.shape)
     for name, array in layout.abstract().items():
-        _add(table, sharding, name, "", BATCH_AXES, local, array.dtype.name)
-    for activation in dict.fromkeys(_traced_activations(config, sharding)):
+        _add(table, sharding, name, "1", BATCH_AXES, local, array.dtype.name)
+    counts = _counts(_traced_activations(config, sharding), config.model.num_layers)
+    for activation, count in counts.items():
         parts = sharding.tensor_spec(activation.axes)
         tensor = sharding.size("tensor")
         shape = tuple(
             size // tensor if part else size
             for size, part in zip(activation.shape, parts, strict=True)
         )
-        _add(table, sharding, activation.where, "", activation.axes, shape, activation.dtype)
+        _add(
+            table, sharding, activation.where, str(count), activation.axes, shape, activation.dtype
+        )
     return table
+
+
+def _counts(activations: Iterable[Activation], layers: int) -> dict[Activation, int]:
+    """How many arrays like each a forward pass makes; a loop's blocks are traced once."""
+    traced = Counter(activations)
+    blocks = sum(n for activation, n in traced.items() if "attention_heads" in activation.axes)
+    return {
+        activation: n * layers // blocks if activation.where.split(".")[0] in _BLOCK else n
+        for activation, n in traced.items()
+    }
 
 
 def _traced_activations(config: RunConfig, sharding: LogicalSharding) -> Iterable[Activation]:

@@ -3,6 +3,7 @@
 import re
 
 import jax
+import pytest
 from rich.console import Console
 from runs import run_config
 
@@ -44,3 +45,30 @@ def test_activations_of_ulysses(tmp_path):
     assert kernel[3:5] == ["data, -, tensor x context, -", "2, 32, 1, 8"]
     stream = next(row for row in printed if row[0] == "Llama.embed")
     assert stream[3:5] == ["data, context x tensor, -", "2, 8, 32"]
+
+
+def test_streams_and_counts_of_a_pipeline(tmp_path):
+    config = run_config(
+        tmp_path,
+        mesh={"pipe": 2, "tensor": 2, "data": 2},
+        model={"num_layers": 8},
+        training={"micro_batch_size": 1, "pipeline_micro_batches": 4},
+    )
+    printed = {row[0]: row for row in rows(explain_sharding(config, jax.devices())[2])}
+    for name in ("inputs of the stages", "outputs of the stages"):
+        assert printed[name][1:4] == [
+            "1",
+            "micro_batches, batch, residual_length, hidden",
+            "-, data, tensor, -",
+        ]
+        assert printed[name][4] == "4, 1, 16, 32"
+    assert printed["tokens"][1] == "1"
+    assert printed["Block._normalise"][1] == "16"  # two in each block
+    assert printed["Llama.logits"][1] == "1"
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_counts_of_blocks(scan_layers, tmp_path):
+    config = run_config(tmp_path, training={"scan_layers": scan_layers})
+    printed = {row[0]: row for row in rows(explain_sharding(config, jax.devices())[2])}
+    assert (printed["Block._normalise"][1], printed["MLP"][1]) == ("4", "2")
