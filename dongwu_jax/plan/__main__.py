@@ -5,6 +5,7 @@ Example:
 """
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
@@ -50,7 +51,12 @@ def _search(config: RunConfig, options: argparse.Namespace) -> None:
     from dongwu_jax.plan.deviceless import choose_backend
     from dongwu_jax.plan.planning import Plan
     from dongwu_jax.plan.report import plan_as_json, print_ranking
-    from dongwu_jax.plan.search import compile_best, sketch_layouts
+    from dongwu_jax.plan.search import (
+        compile_best,
+        layout_overrides,
+        most_compiled,
+        sketch_layouts,
+    )
 
     backend, gpu = choose_backend(options.backend), find_gpu(options.gpu)
     with _progress() as progress:
@@ -62,9 +68,16 @@ def _search(config: RunConfig, options: argparse.Namespace) -> None:
                 "shorter data.sequence_length or a training.global_batch_size with more divisors"
             )
         progress.update(task, description="compiling layouts", total=options.compile)
+        say = functools.partial(progress.console.print, highlight=False, soft_wrap=True)
+        say(
+            f"{len(sketches)} layouts may fit; compiling until {options.compile} do, at most "
+            f"{most_compiled(options.compile)}"
+        )
 
         def done(plan: Plan) -> None:
             progress.advance(task, 1 if plan.fits else 0)
+            verdict = "fits" if plan.fits else "does not fit"
+            say(f"compiled, {verdict}:", *layout_overrides(plan.config))
 
         plans = compile_best(sketches, options.compile, backend, done)
     if options.json:
@@ -145,14 +158,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--search",
         action="store_true",
-        help="try meshes, remat policies and micro batches; compile the best and rank them",
+        help="try meshes, remat policies and micro batches; compile the best and rank them; a "
+        "deep pipeline takes minutes to compile, and there may be 3 N of them (see --compile)",
     )
     parser.add_argument(
         "--compile",
         type=positive_int,
         default=4,
         metavar="N",
-        help="with --search: how many fitting layouts to compile (default 4)",
+        help="with --search: compile layouts until N of them fit, at most 3 N (default 4)",
     )
     parser.add_argument("--json", action="store_true", help="print every figure as JSON")
     parser.add_argument(

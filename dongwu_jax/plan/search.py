@@ -76,11 +76,16 @@ def compile_best(
     """
     compiled: list[Plan] = []
     for plan in plans:
-        if sum(one.fits for one in compiled) == count or len(compiled) == 3 * count:
+        if sum(one.fits for one in compiled) == count or len(compiled) == most_compiled(count):
             break
         compiled.append(compile_plan(plan, backend))
         done(compiled[-1])
     return sorted(compiled, key=lambda plan: (not plan.fits, plan.step_time.total))
+
+
+def most_compiled(count: int) -> int:
+    """How many layouts `compile_best` compiles at most."""
+    return 3 * count
 
 
 def _variants(config: RunConfig, device_count: int) -> Iterator[RunConfig]:

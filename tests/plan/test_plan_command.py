@@ -64,8 +64,13 @@ def test_a_search_ranks_what_it_compiled(
     run_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--config", run_file, "--devices", 4, "--search", "--compile", 2]
-    plans = json.loads(_plan(capsys, *arguments, "--json"))
+    assert exit_code(main, "--backend", "cpu", *arguments, "--json") == 0
+    captured = capsys.readouterr()
+    plans = json.loads(captured.out)
     assert len(plans) == 2
+    for plan in plans:  # said as soon as each was compiled
+        assert f"compiled, fits: {' '.join(plan['overrides'])}" in captured.err
+    assert "compiling until 2 do, at most 6" in captured.err
     seconds = [plan["step_time"]["total"] for plan in plans]
     assert seconds == sorted(seconds)
 
