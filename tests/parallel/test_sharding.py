@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
+from dongwu_jax.config import parse_config
 from dongwu_jax.errors import UserError
+from dongwu_jax.parallel.layout import make_sharding
 from dongwu_jax.parallel.mesh import MANUAL_AXES, MESH_AXES, make_mesh
 from dongwu_jax.parallel.sharding import (
     LogicalSharding,
@@ -44,6 +46,17 @@ def test_overrides_replace_a_rule():
 def test_unknown_names(overrides, message):
     with pytest.raises(UserError, match=message):
         resolve_rules(overrides)
+
+
+@pytest.mark.parametrize(("heads", "split"), [(["tensor"], ("tensor",)), (None, ())])
+def test_a_ring_splits_heads_where_the_weights_do(heads, split):
+    settings = {
+        "mesh": {"context": 2, "tensor": 2},
+        "sharding": {"context_attention": "ring", "rules": {"heads": heads}},
+    }
+    rules = make_sharding(parse_config(settings, "test"), jax.devices()).rules
+    assert rules["attention_length"] == ("context",)
+    assert rules["attention_heads"] == rules["attention_kv_heads"] == split
 
 
 def test_one_mesh_axis_twice_in_an_array():
