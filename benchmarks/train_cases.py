@@ -69,7 +69,6 @@ class Case:
 
 _CHUNKED = {"training": {"loss_chunk_tokens": 4096}}
 _FP8 = {"precision": {"matmul": "fp8"}}
-_SCAN = {"training": {"scan_layers": True}}
 
 CASES: dict[str, Case] = {
     "13b": Case(),
@@ -96,5 +95,8 @@ CASES: dict[str, Case] = {
         settings=_CHUNKED,
     ),
     "13b_fp8": Case(settings=_FP8),
-    "13b_scan": Case(settings=_SCAN),
+    "13b_scan": Case(settings={"training": {"scan_layers": True}}),
+    "13b_bf16_sum": Case(settings={"precision": {"grad_accumulation_dtype": "bfloat16"}}),
+    "13b_bf16_moment": Case(settings={"optimizer": {"first_moment_dtype": "bfloat16"}}),
+    "13b_offload": Case(settings={"optimizer": {"offload": True}}),
 }

@@ -248,6 +248,11 @@ class TrainingConfig(Section):
     scan_layers: bool = Field(
         False, description="compile one block and loop over it: compiles faster, runs slower"
     )
+    compilation_cache: bool = Field(
+        True,
+        description="on GPUs, keep compiled programs beside the checkpoints, so that a restart "
+        "need not compile; a folder in JAX_COMPILATION_CACHE_DIR wins",
+    )
     loss_chunk_tokens: NonNegativeInt = Field(
         0,
         description="positions of each sequence whose logits exist at once; 0: all. "
@@ -270,6 +275,16 @@ class OptimizerConfig(Section):
     clip_norm: PositiveFloat | None = Field(
         1.0, description="largest global gradient norm; null: no clipping"
     )
+    first_moment_dtype: Literal["bfloat16", "float32"] = Field(
+        "float32",
+        description="format in which Adam keeps the average of the gradients; bfloat16 saves 2 "
+        "bytes a parameter",
+    )
+    offload: bool = Field(
+        False,
+        description="keep Adam's moments in the host's memory (GPUs only): saves 8 bytes a "
+        "parameter, and each step waits for them to come and go",
+    )
 
 
 class ScheduleConfig(Section):
@@ -290,7 +305,7 @@ class ScheduleConfig(Section):
 
 
 class PrecisionConfig(Section):
-    """Number formats. Master weights and optimizer state are always float32."""
+    """Number formats. Master weights are always float32."""
 
     compute_dtype: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="format of activations and matrix products"
@@ -298,6 +313,11 @@ class PrecisionConfig(Section):
     grad_reduce_dtype: Literal["bfloat16", "float32"] = Field(
         "float32",
         description="format in which gradients are summed over devices; bfloat16 halves the bytes",
+    )
+    grad_accumulation_dtype: Literal["bfloat16", "float32"] = Field(
+        "float32",
+        description="format in which gradients of micro batches add up; bfloat16 saves 2 bytes a "
+        "parameter and loses small contributions",
     )
     attention: Literal["auto", "cudnn", "xla"] = Field(
         "auto", description="attention kernel; auto: cudnn on GPU where it can, else xla"

@@ -28,12 +28,12 @@ def add_lookup_gradient(total: jax.Array, tokens: jax.Array, gradient: jax.Array
     """`total` plus the gradient that `lookup` gives its table, row by row where it is not zero.
 
     Args:
-        total: float32 [vocab, embed].
+        total: [vocab, embed].
         tokens: int32 [batch, length].
         gradient: of the rows, [batch, length, embed].
     """
     total = constrain(total, "vocab", "hidden")
-    return constrain(total.at[tokens].add(gradient.astype(jnp.float32)), "vocab", "hidden")
+    return constrain(total.at[tokens].add(gradient.astype(total.dtype)), "vocab", "hidden")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

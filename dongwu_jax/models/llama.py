@@ -8,6 +8,7 @@ b batch, t length, d hidden (embed), n heads, k kv_heads, h head_dim, f mlp, v v
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,9 +74,9 @@ class Attention(nnx.Module):
         self, x: jax.Array, rotary: RotaryTables, attend: Attend, multiply: Project
     ) -> jax.Array:
         """[batch, length, embed] -> [batch, length, embed]."""
-        query = multiply(x, self.q_proj[...])
-        key = multiply(x, self.k_proj[...])
-        value = multiply(x, self.v_proj[...])
+        query = multiply(x, self.q_proj)
+        key = multiply(x, self.k_proj)
+        value = multiply(x, self.v_proj)
         if self.config.qkv_bias:
             query = query + self.q_bias[...].astype(x.dtype)
             key = key + self.k_bias[...].astype(x.dtype)
@@ -85,7 +86,7 @@ class Attention(nnx.Module):
         key = constrain(apply_rotary(key, rotary), "batch", "length", "kv_heads", "head_dim")
         value = constrain(value, "batch", "length", "kv_heads", "head_dim")
         mixed = constrain(attend(query, key, value), "batch", "length", "heads", "head_dim")
-        output = multiply(mixed, self.o_proj[...])
+        output = multiply(mixed, self.o_proj)
         return checkpoint_name(_into_stream(output), "attention_output")
 
 
@@ -101,10 +102,10 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array, multiply: Project) -> jax.Array:
         """[batch, length, embed] -> [batch, length, embed]."""
-        gate = checkpoint_name(multiply(x, self.gate_proj[...]), "gate_up")
-        up = checkpoint_name(multiply(x, self.up_proj[...]), "gate_up")
+        gate = checkpoint_name(multiply(x, self.gate_proj), "gate_up")
+        up = checkpoint_name(multiply(x, self.up_proj), "gate_up")
         inner = constrain(swiglu(gate, up), "batch", "length", "mlp")
-        return _into_stream(multiply(inner, self.down_proj[...]))
+        return _into_stream(multiply(inner, self.down_proj))
 
 
 class Block(nnx.Module):
@@ -241,6 +242,7 @@ def block_function(
     return rematerialize(run, remat, inside_scan)
 
 
-def in_use(weight: nnx.Param) -> jax.Array:
-    """The weight as a computation needs it, wherever its parts lie."""
-    return use_weight(weight[...], weight.get_metadata("axes"))
+def in_use(weight: nnx.Param) -> Any:
+    """The weight (an array, or one in 8 bits) as a computation needs it, wherever its parts lie."""
+    axes = weight.get_metadata("axes")
+    return jax.tree.map(lambda x: use_weight(x, axes) if x.ndim else x, weight.get_value())

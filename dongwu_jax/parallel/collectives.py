@@ -67,6 +67,11 @@ def all_reduce(x: jax.Array, mesh_axes: Sequence[str], axes: LogicalAxes) -> jax
     return per_device(lambda x: jax.lax.psum(x, tuple(mesh_axes)), [axes], axes)(x)
 
 
+def all_max(x: jax.Array, mesh_axes: Sequence[str]) -> jax.Array:
+    """The largest of a scalar over mesh axes."""
+    return per_device(lambda x: jax.lax.pmax(x, tuple(mesh_axes)), [()], ())(x)
+
+
 def send_around(x: jax.Array, mesh_axis: str, shift: int, axes: LogicalAxes) -> jax.Array:
     """Pass an array to the device `shift` further along a ring."""
     size = jax.lax.axis_size(mesh_axis)

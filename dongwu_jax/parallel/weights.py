@@ -20,7 +20,13 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from dongwu_jax.errors import UserError
-from dongwu_jax.parallel.collectives import all_gather, all_reduce, all_to_all, reduce_scatter
+from dongwu_jax.parallel.collectives import (
+    all_gather,
+    all_max,
+    all_reduce,
+    all_to_all,
+    reduce_scatter,
+)
 from dongwu_jax.parallel.mesh import MANUAL_AXES
 from dongwu_jax.parallel.sharding import LogicalAxes, LogicalSharding, current_sharding
 
@@ -85,6 +91,18 @@ def is_joined(axes: LogicalAxes) -> bool:
     """Whether devices share a weight with these logical axes, and join it for every use."""
     sharding = current_sharding()
     return sharding is not None and bool(weight_layout(sharding, axes).per_use)
+
+
+def largest_of_all(largest: jax.Array, axes: LogicalAxes) -> jax.Array:
+    """The largest of a scalar that each device found in its own part of a weight.
+
+    Args:
+        axes: logical axes of the weight.
+    """
+    sharding = current_sharding()
+    if sharding is None or not is_joined(axes):
+        return largest
+    return all_max(largest, weight_layout(sharding, axes).per_use)
 
 
 def joins_weights() -> bool:

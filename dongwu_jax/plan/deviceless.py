@@ -14,12 +14,10 @@ from dongwu_jax.plan.cluster import GPUS_PER_HOST, Gpu
 
 Backend = Literal["cuda", "cpu"]
 
-# No GPU: nothing to time kernels on, so no autotuning and no Triton matmuls. The scheduler that
-# hides communication is on, as it should be in training. XLA must not lower the memory itself.
+# Beyond the options that the training step itself is compiled with: no GPU to time kernels on, so
+# no autotuning. XLA must not lower the memory itself.
 _CUDA_FLAGS = (
     "--xla_gpu_autotune_level=0",
-    "--xla_gpu_enable_triton_gemm=false",
-    "--xla_gpu_enable_latency_hiding_scheduler=true",
     "--xla_disable_hlo_passes=rematerialization",
 )
 # The CPU compiler would join weights once for all micro batches and for both passes, and keep them.

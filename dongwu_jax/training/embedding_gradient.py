@@ -15,7 +15,7 @@ def add_embedding_gradient(
     tokens: jax.Array,
     gradient: jax.Array,
 ) -> Parameters:
-    """`total` with a micro batch's share added to its float32 `embed_tokens`.
+    """`total` with a micro batch's share added to its `embed_tokens`.
 
     A whole matrix takes the rows where they belong: one of zeros to hold them, and a pass to add
     it, would cost more than the lookup. A matrix that devices share gets its part of their sum.
@@ -33,4 +33,5 @@ def add_embedding_gradient(
         return bind(config, weights | {"embed_tokens": table}).embed(tokens)
 
     of_table = jax.vjp(embed, weights["embed_tokens"])[1](gradient)[0]
-    return total | {"embed_tokens": total["embed_tokens"] + of_table}
+    so_far = total["embed_tokens"]
+    return total | {"embed_tokens": so_far + of_table.astype(so_far.dtype)}

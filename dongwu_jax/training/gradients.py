@@ -29,6 +29,7 @@ from dongwu_jax.parallel.mesh import MANUAL_AXES
 from dongwu_jax.parallel.sharding import LogicalSharding, constrain, local_to
 from dongwu_jax.parallel.weights import WeightExchange, weight_layout
 from dongwu_jax.training.embedding_gradient import add_embedding_gradient
+from dongwu_jax.training.fp8_weights import quantized_weights
 from dongwu_jax.training.losses import Batch, LossFunction
 from dongwu_jax.training.pipelined import Pipelined
 
@@ -84,32 +85,32 @@ class Objective:
         if self.sharding.size("pipe") > 1:
             return self._pipelined().loss_and_gradients(weights, batch, scale)
 
-        start = jnp.zeros((), jnp.float32), jax.tree.map(_zeros, _as_products(weights))
-        if batch["tokens"].shape[0] == 1:
-            total = self._add_gradients(start, weights, jax.tree.map(lambda x: x[0], batch), scale)
+        differentiated, put_in = quantized_weights(self.config, weights)
+
+        def add(total: Any, micro_batch: Batch) -> tuple[Any, None]:
+            """(loss, float32 gradients as products) so far, and a micro batch's added."""
+
+            def scaled(differentiated: Parameters, embedded: jax.Array) -> jax.Array:
+                return self._micro_loss(put_in(differentiated), embedded, micro_batch) * scale
+
+            model, tokens = self.config.model, micro_batch["tokens"]
+            embedded = bind(model, weights).embed(tokens)
+            gradient_of = jax.value_and_grad(scaled, argnums=(0, 1))
+            loss, (gradients, of_embedded) = gradient_of(differentiated, embedded)
+            products = jax.tree.map(_add, total[1], _as_products(gradients))
+            products = add_embedding_gradient(model, products, weights, tokens, of_embedded)
+            return (total[0] + loss, products), None
+
+        dtype = self.config.precision.grad_accumulation_dtype
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), _as_products(weights))
+        # A frequent token's row is added to thousands of times.
+        zeros["embed_tokens"] = zeros["embed_tokens"].astype(jnp.float32)
+        start = jnp.zeros((), jnp.float32), zeros
+        if batch["tokens"].shape[0] == 1:  # no loop, so that its total is no array of its own
+            (loss, products), _ = add(start, jax.tree.map(lambda x: x[0], batch))
         else:
-
-            def add(total: Any, micro_batch: Batch) -> tuple[Any, None]:
-                return self._add_gradients(total, weights, micro_batch, scale), None
-
-            total, _ = jax.lax.scan(add, start, batch)
-        loss, products = total
-        return loss, jax.tree.map(lambda x, weight: x.reshape(weight.shape), products, weights)
-
-    def _add_gradients(
-        self, total: Any, weights: Parameters, micro_batch: Batch, scale: jax.Array
-    ) -> tuple[jax.Array, Parameters]:
-        """(loss, float32 gradients as products) so far, and a micro batch's added."""
-        model, tokens = self.config.model, micro_batch["tokens"]
-
-        def scaled(weights: Parameters, embedded: jax.Array) -> jax.Array:
-            return self._micro_loss(weights, embedded, micro_batch) * scale
-
-        embedded = bind(model, weights).embed(tokens)
-        gradient_of = jax.value_and_grad(scaled, argnums=(0, 1))
-        loss, (gradients, of_embedded) = gradient_of(weights, embedded)
-        loss, products = jax.tree.map(jnp.add, total, (loss, _as_products(gradients)))
-        return loss, add_embedding_gradient(model, products, weights, tokens, of_embedded)
+            (loss, products), _ = jax.lax.scan(add, start, batch)
+        return loss, jax.tree.map(_like_weight, products, weights)
 
     def _local_loss(self, weights: Parameters, batch: Batch) -> jax.Array:
         if self.sharding.size("pipe") > 1:
@@ -198,8 +199,12 @@ def _own_positions(batch: Batch, order: jax.Array) -> Batch:
     return own | {"positions": jnp.broadcast_to(order, own["tokens"].shape)}
 
 
-def _zeros(weight: jax.Array) -> jax.Array:
-    return jnp.zeros(weight.shape, jnp.float32)
+def _add(total: jax.Array, gradient: jax.Array) -> jax.Array:
+    return total + gradient.astype(total.dtype)
+
+
+def _like_weight(product: jax.Array, weight: jax.Array) -> jax.Array:
+    return product.reshape(weight.shape).astype(jnp.float32)
 
 
 def _as_products(weights: Parameters) -> Parameters:

@@ -14,7 +14,12 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     The update is to be multiplied by minus the learning rate, which the step computes itself.
     """
     return optax.chain(
-        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
+        optax.scale_by_adam(
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            mu_dtype=config.first_moment_dtype,
+        ),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
     )
 

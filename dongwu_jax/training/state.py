@@ -63,9 +63,12 @@ def abstract_state(config: RunConfig, sharding: LogicalSharding) -> Any:
     )
     optimizer_state = jax.eval_shape(make_optimizer(config.optimizer).init, parameters)
     # Every optimizer leaf of a parameter's shape lies like the parameter; counters everywhere.
+    memory = "pinned_host" if config.optimizer.offload else None
     optimizer_state = optax.tree.map_params(
         make_optimizer(config.optimizer),
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        lambda leaf, where: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=where.with_memory_kind(memory) if memory else where
+        ),
         optimizer_state,
         shardings,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(
@@ -90,11 +93,12 @@ def initial_state(config: RunConfig, sharding: LogicalSharding, start: StartingP
         )(parameters)
     else:
         moments = start.load_moments(config.model, target.parameters)
-        optimizer_state = optax.tree.set(
+        made = optax.tree.set(
             abstract.optimizer_state,
-            count=jax.device_put(jnp.asarray(moments.count, jnp.int32), target.step),
-            mu=moments.first,
+            count=jnp.asarray(moments.count, jnp.int32),
+            mu=optax.tree.cast(moments.first, config.optimizer.first_moment_dtype),
             nu=moments.second,
         )
+        optimizer_state = jax.device_put(made, target.optimizer_state)
     step = jax.device_put(jnp.asarray(start.step, jnp.int32), target.step)
     return TrainState(step, parameters, optimizer_state)

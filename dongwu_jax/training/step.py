@@ -11,6 +11,7 @@ from dongwu_jax.errors import UserError
 from dongwu_jax.models.attention import choose_attention, make_attention
 from dongwu_jax.models.parameters import cast_matrices
 from dongwu_jax.parallel.sharding import LogicalSharding
+from dongwu_jax.training.compilation import compiler_options
 from dongwu_jax.training.gradients import Objective
 from dongwu_jax.training.losses import Batch, LossFunction, language_model_loss
 from dongwu_jax.training.optimizer import clip_by_global_norm, make_optimizer
@@ -64,14 +65,20 @@ def make_train_step(
     schedule = make_schedule(config)
     dtype = config.precision.compute_dtype
 
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, sharding))
+    on_device = jax.tree.map(lambda where: where.with_memory_kind("device"), layout.optimizer_state)
+    if config.optimizer.offload and _platform(sharding) == "cpu":
+        raise UserError("optimizer.offload=true: there is no GPU whose memory it could spare")
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         scale = 1.0 / jnp.maximum(jnp.sum(batch["loss_mask"]), 1.0)
         weights = cast_matrices(state.parameters, dtype)
         loss, gradients = objective.loss_and_gradients(weights, batch, scale)
         gradients, gradient_norm = clip_by_global_norm(gradients, config.optimizer.clip_norm)
-        updates, optimizer_state = optimizer.update(
-            gradients, state.optimizer_state, state.parameters
-        )
+        moments = state.optimizer_state
+        if config.optimizer.offload:
+            moments = jax.device_put(moments, on_device)
+        updates, optimizer_state = optimizer.update(gradients, moments, state.parameters)
         learning_rate = schedule(state.step)
         parameters = jax.tree.map(
             lambda parameter, update: parameter - learning_rate * update, state.parameters, updates
@@ -79,8 +86,12 @@ def make_train_step(
         metrics = {"loss": loss, "gradient_norm": gradient_norm, "learning_rate": learning_rate}
         return TrainState(state.step + 1, parameters, optimizer_state), metrics
 
-    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, sharding))
-    return jax.jit(_exactly(step, config), donate_argnums=0, out_shardings=(layout, None))
+    return jax.jit(
+        _exactly(step, config),
+        donate_argnums=0,
+        out_shardings=(layout, None),
+        compiler_options=compiler_options(_platform(sharding)),
+    )
 
 
 def make_evaluation_step(config: RunConfig, objective: Objective) -> jax.stages.Wrapped:
@@ -91,7 +102,12 @@ def make_evaluation_step(config: RunConfig, objective: Objective) -> jax.stages.
         loss_sum = objective.loss(weights, batch)
         return {"loss_sum": loss_sum, "weight": jnp.sum(batch["loss_mask"])}
 
-    return jax.jit(_exactly(step, config))
+    options = compiler_options(_platform(objective.sharding))
+    return jax.jit(_exactly(step, config), compiler_options=options)
+
+
+def _platform(sharding: LogicalSharding) -> str:
+    return sharding.mesh.devices.flat[0].platform
 
 
 def _exactly(step: Callable, config: RunConfig) -> Callable:

@@ -18,6 +18,7 @@ from dongwu_jax.errors import UserError
 from dongwu_jax.parallel.layout import make_sharding
 from dongwu_jax.training.batches import BatchLayout
 from dongwu_jax.training.checkpoints import Checkpoints
+from dongwu_jax.training.compilation import keep_compiled_programs
 from dongwu_jax.training.losses import LossFunction
 from dongwu_jax.training.reports import Report, open_reports
 from dongwu_jax.training.resume import check_same_data, check_same_run
@@ -63,6 +64,8 @@ class Trainer:
         self.tokenizer_files = _checked_tokenizer_files(config)
         self.checkpoints = Checkpoints(config.checkpoint)
         objective = make_objective(config, self.sharding, devices[0].platform, self.loss_function)
+        if config.training.compilation_cache:
+            keep_compiled_programs(config.checkpoint.directory.parent / "compiled")
         self._train_step = make_train_step(config, self.sharding, objective)
         self._evaluation_step = make_evaluation_step(config, objective)
         self._throughput = Throughput(config, devices)

@@ -1,0 +1,66 @@
+"""How training programs are compiled: XLA's options, and what is kept for the next start."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jaxlib
+
+logger = logging.getLogger(__name__)
+
+Version = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class XlaOption:
+    """An option of XLA's GPU compiler that a measurement speaks for (docs/performance.md)."""
+
+    name: str
+    value: bool
+    why: str
+    since: Version = (0, 10)  # jaxlib
+    before: Version | None = None
+
+
+GPU_OPTIONS = (
+    XlaOption(
+        "xla_gpu_enable_triton_gemm",
+        False,
+        "cuBLAS is faster than Triton's fused products: 2.6% of a step of 13B layers",
+    ),
+    XlaOption(
+        "xla_gpu_enable_dynamic_slice_fusion",
+        False,
+        "a product whose result is used and also kept by a loop over layers is computed twice",
+        since=(0, 11),
+    ),
+)
+
+
+def compiler_options(platform: str, version: Version | None = None) -> dict[str, bool]:
+    """The options for `jax.jit`.
+
+    Args:
+        platform: of the devices; "cpu" needs none.
+        version: of jaxlib; None: the installed one.
+    """
+    if platform == "cpu":
+        return {}
+    version = version or tuple(int(part) for part in jaxlib.__version__.split(".")[:2])
+    return {
+        option.name: option.value
+        for option in GPU_OPTIONS
+        if option.since <= version and (option.before is None or version < option.before)
+    }
+
+
+def keep_compiled_programs(folder: Path) -> None:
+    """Let a restart find the compiled programs of this run, and the kernels XLA chose by timing.
+
+    On GPUs; a folder that the user named to JAX is respected.
+    """
+    if jax.default_backend() != "gpu" or jax.config.values["jax_compilation_cache_dir"]:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    logger.info("compiled programs are kept in %s", folder)
