@@ -29,7 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--against", nargs="+", required=True, metavar="SETTING")
+    parser.add_argument("--against", action="append", required=True, metavar="SETTING")
     parser.add_argument("settings", nargs="*", metavar="section.field=value")
     options = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -73,32 +73,42 @@ class RunConfig(Section):
                 f"training.loss_chunk_tokens={training.loss_chunk_tokens}"
             )
         self._check_schedule()
-        self._check_fp8()
+        self._check_precision()
         if self.steps < 1:
             raise ValueError(
                 f"training.duration={training.duration} is shorter than one step; lengthen it"
             )
         return self
 
-    def _check_fp8(self) -> None:
+    def _check_precision(self) -> None:
         """8-bit products work on bfloat16, and blocks differ only where they are apart."""
-        precision = self.precision
+        precision, pipe = self.precision, self.mesh.pipe
+        if pipe > 1 and precision.grad_accumulation_dtype != "float32":
+            raise ValueError(
+                f"precision.grad_accumulation_dtype={precision.grad_accumulation_dtype} with "
+                f"mesh.pipe={pipe}: a pipeline adds up in float32"
+            )
         if precision.matmul == "fp8" and precision.compute_dtype != "bfloat16":
             raise ValueError(
                 f"precision.matmul=fp8 needs precision.compute_dtype=bfloat16, not "
                 f"{precision.compute_dtype}"
             )
-        for name in ("fp8_skip_first", "fp8_skip_last"):
-            if not getattr(precision, name):
-                continue
-            setting = f"precision.{name}={getattr(precision, name)}"
-            if precision.matmul != "fp8":
-                raise ValueError(f"{setting} means something only with precision.matmul=fp8")
-            if self.training.scan_layers or self.mesh.pipe > 1:
-                raise ValueError(
-                    f"{setting}: with training.scan_layers or mesh.pipe > 1 one program computes "
-                    "all blocks; set it to 0"
-                )
+        skipped = precision.fp8_skip_first + precision.fp8_skip_last
+        if not skipped:
+            return
+        setting = (
+            f"precision.fp8_skip_first={precision.fp8_skip_first} and "
+            f"fp8_skip_last={precision.fp8_skip_last}"
+        )
+        if precision.matmul != "fp8":
+            raise ValueError(f"{setting} mean something only with precision.matmul=fp8")
+        if self.training.scan_layers or pipe > 1:
+            raise ValueError(
+                f"{setting}: with training.scan_layers or mesh.pipe > 1 one program computes all "
+                "blocks; set them to 0"
+            )
+        if skipped >= self.model.num_layers:
+            raise ValueError(f"{setting}: no block is left of {self.model.num_layers}")
 
     def _check_schedule(self) -> None:
         """An explicit decay must leave room for the warm-up."""

@@ -124,6 +124,11 @@ class Checkpoints:
         )
         return state, restored.data
 
+    def wait(self) -> None:
+        """Until what is being written is complete."""
+        with _writing(self.directory):
+            self._manager.wait_until_finished()
+
     def close(self) -> None:
         """Finish writing and release threads.
 
