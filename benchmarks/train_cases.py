@@ -98,5 +98,4 @@ CASES: dict[str, Case] = {
     "13b_scan": Case(settings={"training": {"scan_layers": True}}),
     "13b_bf16_sum": Case(settings={"precision": {"grad_accumulation_dtype": "bfloat16"}}),
     "13b_bf16_moment": Case(settings={"optimizer": {"first_moment_dtype": "bfloat16"}}),
-    "13b_offload": Case(settings={"optimizer": {"offload": True}}),
 }

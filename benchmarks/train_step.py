@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def main(command_line: list[str] | None = None) -> int:
     options = _parse(command_line)
     if options.measure:
         config = parse_config(json.loads(options.measure), "case")
-        print(json.dumps(_measure(config, options.steps, options.profile)))
+        xla = dict(map(_xla_option, options.xla))
+        print(json.dumps(_measure(config, options.steps, options.profile, xla)))
         return 0
     names = options.only or list(CASES)
     if options.plan:
@@ -60,7 +62,10 @@ def main(command_line: list[str] | None = None) -> int:
         for name in names:
             case, profile = CASES[name], options.profile and options.profile / name
             cache = Path(folder) / name
-            ours = _ours(case.config(), options.steps, cache, profile, options.warm_start)
+            ours = run_step(case.config(), options.steps, cache, options.xla, profile)
+            if options.warm_start and "failed" not in ours:
+                again = run_step(case.config(), 1, cache, options.xla)
+                ours["warm_start_seconds"] = again.get("first_step_after_seconds")
             peer = json.dumps(case.peer())
             if peer not in peers and not options.without_peer:
                 peers[peer] = _child(str(_PEER), peer, str(options.steps))
@@ -85,8 +90,20 @@ def _parse(command_line: list[str] | None) -> argparse.Namespace:
         "--profile", type=Path, metavar="FOLDER", help="keep a trace; see kernel_table.py"
     )
     parser.add_argument("--plan", action="store_true", help="print planned memory; needs no GPU")
+    parser.add_argument(
+        "--xla",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="an option of XLA's for our step, e.g. xla_gpu_enable_triton_gemm=true; repeatable",
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # a child: this run, nothing else
     return parser.parse_args(command_line)
+
+
+def _xla_option(text: str) -> tuple[str, str | bool]:
+    name, _, value = text.partition("=")
+    return name, {"true": True, "false": False}.get(value, value)
 
 
 def _gpu() -> str:
@@ -105,18 +122,24 @@ def _planned_gib(case: Case) -> float:
     return round(plan.peak_bytes / 2**30, 2)
 
 
-def _ours(
-    config: RunConfig, steps: int, cache: Path, profile: Path | None, warm_start: bool
+def run_step(
+    config: RunConfig,
+    steps: int,
+    cache: Path,
+    xla_options: Sequence[str] = (),
+    profile: Path | None = None,
 ) -> dict[str, Any]:
-    """Our step with an empty compilation cache, and the start of another with what it left."""
-    run = [__file__, "--measure", config.model_dump_json(), "--steps"]
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(cache)}
-    profiled = ["--profile", str(profile)] if profile else []
-    figures = _child(*run, str(steps), *profiled, **environment)
-    if warm_start and "failed" not in figures:
-        again = _child(*run, "1", **environment)
-        figures["warm_start_seconds"] = again.get("first_step_after_seconds")
-    return figures
+    """Our step in a process of its own: seconds, memory, times of compiling; or why it failed.
+
+    Args:
+        cache: folder of JAX's compilation cache.
+        xla_options: as NAME=VALUE.
+    """
+    run = [__file__, "--measure", config.model_dump_json(), "--steps", str(steps)]
+    run += [word for option in xla_options for word in ("--xla", option)]
+    if profile:
+        run += ["--profile", str(profile)]
+    return _child(*run, JAX_COMPILATION_CACHE_DIR=str(cache))
 
 
 def _child(*command: str, **environment: str) -> dict[str, Any]:
@@ -132,7 +155,9 @@ def _child(*command: str, **environment: str) -> dict[str, Any]:
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def _measure(config: RunConfig, steps: int, profile: Path | None) -> dict[str, Any]:
+def _measure(
+    config: RunConfig, steps: int, profile: Path | None, xla_options: dict[str, str | bool]
+) -> dict[str, Any]:
     """Run the training step on random tokens and the GPU that is here."""
     import jax
     import numpy as np
@@ -152,7 +177,7 @@ def _measure(config: RunConfig, steps: int, profile: Path | None) -> dict[str, A
     step = make_train_step(config, sharding, make_objective(config, sharding, "gpu"))
     state = initial_state(config, sharding, StartingPoint())
     started = time.perf_counter()
-    compiled = step.lower(state, batch).compile()
+    compiled = step.lower(state, batch).compile(compiler_options=dict(xla_options))
     compile_seconds, first_step_after = time.perf_counter() - started, 0.0
     for _ in range(2):
         state, metrics = compiled(state, batch)

@@ -280,11 +280,6 @@ class OptimizerConfig(Section):
         description="format in which Adam keeps the average of the gradients; bfloat16 saves 2 "
         "bytes a parameter",
     )
-    offload: bool = Field(
-        False,
-        description="keep Adam's moments in the host's memory (GPUs only): saves 8 bytes a "
-        "parameter, and each step waits for them to come and go",
-    )
 
 
 class ScheduleConfig(Section):

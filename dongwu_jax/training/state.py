@@ -63,12 +63,9 @@ def abstract_state(config: RunConfig, sharding: LogicalSharding) -> Any:
     )
     optimizer_state = jax.eval_shape(make_optimizer(config.optimizer).init, parameters)
     # Every optimizer leaf of a parameter's shape lies like the parameter; counters everywhere.
-    memory = "pinned_host" if config.optimizer.offload else None
     optimizer_state = optax.tree.map_params(
         make_optimizer(config.optimizer),
-        lambda leaf, where: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=where.with_memory_kind(memory) if memory else where
-        ),
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         optimizer_state,
         shardings,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(

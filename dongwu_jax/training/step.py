@@ -66,19 +66,15 @@ def make_train_step(
     dtype = config.precision.compute_dtype
 
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, sharding))
-    on_device = jax.tree.map(lambda where: where.with_memory_kind("device"), layout.optimizer_state)
-    if config.optimizer.offload and _platform(sharding) == "cpu":
-        raise UserError("optimizer.offload=true: there is no GPU whose memory it could spare")
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         scale = 1.0 / jnp.maximum(jnp.sum(batch["loss_mask"]), 1.0)
         weights = cast_matrices(state.parameters, dtype)
         loss, gradients = objective.loss_and_gradients(weights, batch, scale)
         gradients, gradient_norm = clip_by_global_norm(gradients, config.optimizer.clip_norm)
-        moments = state.optimizer_state
-        if config.optimizer.offload:
-            moments = jax.device_put(moments, on_device)
-        updates, optimizer_state = optimizer.update(gradients, moments, state.parameters)
+        updates, optimizer_state = optimizer.update(
+            gradients, state.optimizer_state, state.parameters
+        )
         learning_rate = schedule(state.step)
         parameters = jax.tree.map(
             lambda parameter, update: parameter - learning_rate * update, state.parameters, updates

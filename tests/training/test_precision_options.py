@@ -126,8 +126,3 @@ def test_the_first_moment_takes_half_the_room():
 def test_impossible_combinations_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         parse_config(overlay(SETTINGS, settings), "test")
-
-
-def test_there_is_nothing_to_offload_without_a_gpu():
-    with pytest.raises(UserError, match="optimizer.offload=true"):
-        losses({"optimizer": {"offload": True}})
