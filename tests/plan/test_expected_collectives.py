@@ -220,10 +220,11 @@ def _hand_written(config: RunConfig) -> set[tuple[str, tuple[str, ...], str]]:
     found = set()
     for kind, groups, shape in _COLLECTIVE.findall(_lower(config).as_text()):
         *sizes, dtype = shape.split("x")
+        named = set(re.findall(r'axis_ref<name = "(\w+)"', groups))  # from JAX 0.11 on
         members = [
             list(map(int, group.split(","))) for group in re.findall(r"\[([\d, ]+)\]", groups)
         ]
-        axes = axes_within(members, mesh)
+        axes = axes_within(members, mesh) or tuple(axis for axis in mesh.shape if axis in named)
         if sizes and axes:
             found.add((kind.replace("_", "-"), axes, dtype))
     return found
@@ -235,6 +236,7 @@ def _written(text: str, kind: str) -> int:
 
 _COLLECTIVE = re.compile(
     r'"stablehlo\.(all_gather|reduce_scatter|all_reduce|all_to_all|collective_permute)"'
-    r".*?(?:replica_groups|source_target_pairs) = dense<(.*?)>.*?[)>] : \(tensor<(.*?)>",
+    r".*?(?:replica_groups|source_target_pairs) = (dense<.*?>|#stablehlo.*?\]>)"
+    r".*?[)>] : \(tensor<(.*?)>",
     re.DOTALL,
 )
