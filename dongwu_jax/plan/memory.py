@@ -19,7 +19,7 @@ class MemoryEstimate:
     """Bytes on one GPU at the peak of a step."""
 
     state: float  # float32 masters and both Adam moments
-    gradients: float  # float32
+    gradients: float
     weights: float  # in the dtype of computation
     activations: float  # kept from forward to backward pass
     temporaries: float  # weights joined for use, one block's work, logits
@@ -52,8 +52,8 @@ def estimate_memory(config: RunConfig, mesh_shape: Mapping[str, int]) -> MemoryE
     logits = 3 * width * min(chunk, tokens) * model.vocab_rows / tensor
     working = 0.0 if config.training.remat == "none" else _kept_a_layer(config, mesh_shape, "none")
     return MemoryEstimate(
-        state=12 * table.stored(rules, mesh_shape),
-        gradients=4 * held,
+        state=(8 + _BYTES[config.optimizer.first_moment_dtype]) * table.stored(rules, mesh_shape),
+        gradients=_BYTES[config.precision.grad_accumulation_dtype] * held,
         weights=width * held,
         activations=_activations(config, mesh_shape),
         temporaries=joined + logits + working,

@@ -230,16 +230,23 @@ def _speed(plan: Plan) -> RenderableType:
 
 
 def _rule_notes(plans: list[Plan]) -> list[str]:
-    """What the estimates do not know of the rules."""
+    """What the estimates do not know of the run."""
+    notes = []
+    if plans[0].config.precision.matmul == "fp8":
+        notes.append(
+            "warning: precision.matmul=fp8, but time is estimated as for bfloat16; layers of 13B "
+            "on one H100 took 0.73 of it (docs/performance.md)"
+        )
     concerned = [plan for plan in plans if plan.wrongly_taken_as_split]
     if not concerned:
-        return []
+        return notes
     names = ", ".join(concerned[0].wrongly_taken_as_split)
     compiled = all(plan.memory_is_compiled for plan in concerned)
     estimates = "time is" if compiled else "time and memory are"
     return [
+        *notes,
         f"warning: sharding.rules leave {names} whole over tensor, but {estimates} estimated as if "
-        "tensor split all of heads, kv_heads, mlp and vocab"
+        "tensor split all of heads, kv_heads, mlp and vocab",
     ]
 
 

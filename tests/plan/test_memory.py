@@ -18,6 +18,7 @@ from dongwu_jax.training.state import abstract_state
     "changes",
     [
         {"mesh": {"fsdp": 8}},
+        {"mesh": {"fsdp": 8}, "optimizer": {"first_moment_dtype": "bfloat16"}},
         {"mesh": {"fsdp": 2, "tensor": 4}},
         {"mesh": {"pipe": 2, "fsdp": 2, "tensor": 2}},
         {"mesh": {"fsdp": 2}, "sharding": {"rules": {"embed": ["fsdp", "context", "data"]}}},

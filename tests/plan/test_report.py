@@ -23,3 +23,11 @@ def test_rules_that_the_estimates_do_not_know(tensor: int, whole: list[str]) -> 
     print_ranking([plan], 1, console)
     warning = "sharding.rules leave mlp, vocab whole over tensor, but time and memory are estimated"
     assert printed.getvalue().count(warning) == (2 if whole else 0)
+
+
+def test_8_bit_products_are_not_estimated() -> None:
+    changes = {"precision": {"matmul": "fp8", "compute_dtype": "bfloat16"}}
+    plan = sketch_plan(parse_config(overlay(BASE, changes), "test"), find_gpu("h100"), 1)
+    printed = io.StringIO()
+    print_plan(plan, Console(file=printed, width=200))
+    assert "precision.matmul=fp8, but time is estimated as for bfloat16" in printed.getvalue()
