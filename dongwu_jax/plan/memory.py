@@ -50,7 +50,7 @@ def estimate_memory(config: RunConfig, mesh_shape: Mapping[str, int]) -> MemoryE
     tokens = config.training.micro_batch_size * config.data.sequence_length / mesh_shape["context"]
     chunk = config.training.loss_chunk_tokens * config.training.micro_batch_size or tokens
     logits = 3 * width * min(chunk, tokens) * model.vocab_rows / tensor
-    working = 0.0 if config.training.remat == "none" else _kept_a_layer(config, mesh_shape, "none")
+    working = _working(config, mesh_shape)
     return MemoryEstimate(
         state=(8 + _BYTES[config.optimizer.first_moment_dtype]) * table.stored(rules, mesh_shape),
         gradients=_BYTES[config.precision.grad_accumulation_dtype] * held,
@@ -58,6 +58,17 @@ def estimate_memory(config: RunConfig, mesh_shape: Mapping[str, int]) -> MemoryE
         activations=_activations(config, mesh_shape),
         temporaries=joined + logits + working,
     )
+
+
+def _working(config: RunConfig, mesh_shape: Mapping[str, int]) -> float:
+    """Bytes of the block whose backward pass runs: what it computes again, and its gradients."""
+    if config.training.remat == "none":
+        return 0.0
+    tokens = config.training.micro_batch_size * config.data.sequence_length / mesh_shape["context"]
+    width = _BYTES[config.precision.compute_dtype]
+    inner = width * tokens * config.model.intermediate_size / mesh_shape["tensor"]
+    gradients = 3 * (inner + _residual(config, mesh_shape))
+    return _kept_a_layer(config, mesh_shape, "none") + gradients
 
 
 def _activations(config: RunConfig, mesh_shape: Mapping[str, int]) -> float:
@@ -107,6 +118,5 @@ def _kept_a_layer(config: RunConfig, mesh_shape: Mapping[str, int], remat: str) 
     kept += residual + 2 * width * tokens * model.intermediate_size / tensor
     if remat == "minimal":
         return kept
-    # The activation and its product with the gate; rotated queries and keys, norms in float32 and
-    # what else the compiler keeps: fitted to the compiled 13B.
-    return kept + 12 * residual + 2 * width * tokens * model.intermediate_size / tensor
+    # Both norms' results, and what goes into the last product.
+    return kept + 2 * residual + width * tokens * model.intermediate_size / tensor
