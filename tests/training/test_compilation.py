@@ -1,10 +1,16 @@
 """XLA's options: known to the installed compiler, and only those meant for its version."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from dongwu_jax.training.compilation import GPU_OPTIONS, compiler_options
+from dongwu_jax.training.compilation import (
+    GPU_OPTIONS,
+    compiler_options,
+    keep_compiled_programs,
+)
 
 
 @pytest.mark.parametrize("option", GPU_OPTIONS, ids=lambda option: option.name)
@@ -26,3 +32,21 @@ def test_options_are_chosen_by_version_and_platform():
     old, new = compiler_options("gpu", (0, 10)), compiler_options("gpu", (0, 11))
     assert "xla_gpu_enable_dynamic_slice_fusion" not in old
     assert new == old | {"xla_gpu_enable_dynamic_slice_fusion": False}
+
+
+@pytest.mark.parametrize(
+    ("backend", "named", "kept"),
+    [("gpu", None, "run/compiled"), ("gpu", "mine", "mine"), ("cpu", None, None)],
+)
+def test_where_compiled_programs_are_kept(backend, named, kept, tmp_path, monkeypatch):
+    option = "jax_compilation_cache_dir"
+    before = jax.config.values[option]
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.chdir(tmp_path)
+    try:
+        jax.config.update(option, named)
+        keep_compiled_programs(Path("run/compiled"))
+        found = jax.config.values[option]
+        assert found == (str(tmp_path / kept) if kept == "run/compiled" else kept)
+    finally:
+        jax.config.update(option, before)
