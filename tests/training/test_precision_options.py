@@ -17,7 +17,7 @@ SETTINGS = {
         "vocab_size": 128,
         "hidden_size": 64,
         "intermediate_size": 128,
-        "num_layers": 4,
+        "num_layers": 2,
         "num_heads": 4,
         "num_kv_heads": 2,
         "max_position_embeddings": 32,
@@ -29,7 +29,7 @@ SETTINGS = {
 }
 
 
-def losses(settings: dict, devices: int = 1, steps: int = 20) -> np.ndarray:
+def losses(settings: dict, devices: int = 1, steps: int = 10) -> np.ndarray:
     """float64 [steps] of training on one batch."""
     config = parse_config(overlay(SETTINGS, settings), "test")
     sharding = make_sharding(config, jax.devices()[:devices])
@@ -46,40 +46,39 @@ def losses(settings: dict, devices: int = 1, steps: int = 20) -> np.ndarray:
     return np.array(found)
 
 
+FP8 = {"precision": {"matmul": "fp8"}}
+
+
 @pytest.fixture(scope="module")
 def plain() -> np.ndarray:
     return losses({})
 
 
-FP8 = {"precision": {"matmul": "fp8"}}
+@pytest.fixture(scope="module")
+def eight_bits() -> np.ndarray:
+    return losses(FP8)
 
 
-def test_fp8_learns_as_bfloat16_does(plain):
-    found = losses(FP8)
-    assert abs(found[0] / plain[0] - 1) < 2e-3
-    assert np.abs(found / plain - 1).max() < 0.15  # of a loss that falls from 5.2 to 0.7
-    assert (found != plain).any()
+def test_fp8_learns_as_bfloat16_does(plain, eight_bits):
+    assert abs(eight_bits[0] / plain[0] - 1) < 2e-3
+    assert np.abs(eight_bits / plain - 1).max() < 0.1  # of a loss that falls from 5.2 to 2
+    assert (eight_bits != plain).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mesh", "training"),
-    [({"fsdp": 4}, {}), ({"tensor": 2}, {}), ({"pipe": 2}, {})],
-    ids=["fsdp", "tensor", "pipe"],
+    "mesh", [{"fsdp": 4}, {"tensor": 2}, {"pipe": 2}], ids=lambda mesh: next(iter(mesh))
 )
-def test_fp8_on_several_devices(mesh, training):
+def test_fp8_on_several_devices(mesh, eight_bits):
     """Activations are scaled where they are, so devices round otherwise than one does."""
-    settings = overlay(FP8, {"training": training})
-    alone = losses(settings, steps=8)
-    devices = int(np.prod(list(mesh.values())))
-    together = losses(overlay(settings, {"mesh": mesh}), devices, steps=8)
-    assert np.abs(together / alone - 1).max() < 0.01
+    together = losses(overlay(FP8, {"mesh": mesh}), int(np.prod(list(mesh.values()))))
+    assert np.abs(together / eight_bits - 1).max() < 0.02
 
 
-def test_blocks_can_be_left_out(plain):
-    skipped = losses({"precision": {"matmul": "fp8", "fp8_skip_first": 1, "fp8_skip_last": 1}})
-    everywhere = losses(FP8)
-    assert (skipped != everywhere).any()
-    assert np.abs(skipped / plain - 1).max() < np.abs(everywhere / plain - 1).max()
+def test_blocks_can_be_left_out(plain, eight_bits):
+    skipped = losses({"precision": {"matmul": "fp8", "fp8_skip_first": 1}})
+    assert (skipped != eight_bits).any()
+    assert np.abs(skipped / plain - 1).max() < np.abs(eight_bits / plain - 1).max()
 
 
 @pytest.mark.parametrize(
@@ -119,7 +118,7 @@ def test_the_first_moment_takes_half_the_room():
             {"precision": {"grad_accumulation_dtype": "bfloat16"}, "mesh": {"pipe": 2}},
             "a pipeline adds up in float32",
         ),
-        ({"precision": {"matmul": "fp8", "fp8_skip_first": 4}}, "no block is left"),
+        ({"precision": {"matmul": "fp8", "fp8_skip_first": 2}}, "no block is left"),
     ],
     ids=str,
 )
