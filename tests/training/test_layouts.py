@@ -21,7 +21,13 @@ def references():
     return {}
 
 
-@pytest.mark.parametrize("name", layouts.LAYOUTS)
+@pytest.mark.parametrize(
+    "name",
+    [  # a ring takes a minute to compile
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith("ring") else name
+        for name in layouts.LAYOUTS
+    ],
+)
 def test_twenty_steps_equal_one_device(name, references):
     config = layouts.settings_of(name)
     if config.model not in references:
