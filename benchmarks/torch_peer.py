@@ -149,7 +149,7 @@ def ceiling() -> dict[str, float]:
         a = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
         b = torch.randn(k, n, device="cuda", dtype=torch.bfloat16)
         a @ b
-        time.sleep(1)
+        time.sleep(1)  # a rested card, for the momentary figure
         for name, teraflops in (("ceiling_tflops", 100), ("sustained_ceiling_tflops", 2000)):
             times = teraflops * 10**12 // (2 * m * n * k) + 1
             torch.cuda.synchronize()

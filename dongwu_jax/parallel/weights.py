@@ -100,9 +100,8 @@ def largest_of_all(largest: jax.Array, axes: LogicalAxes) -> jax.Array:
         axes: logical axes of the weight.
     """
     sharding = current_sharding()
-    if sharding is None or not is_joined(axes):
-        return largest
-    return all_max(largest, weight_layout(sharding, axes).per_use)
+    per_use = weight_layout(sharding, axes).per_use if sharding else ()
+    return all_max(largest, per_use) if per_use else largest
 
 
 def joins_weights() -> bool:

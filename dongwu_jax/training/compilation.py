@@ -20,7 +20,6 @@ class XlaOption:
     value: bool
     why: str
     since: Version = (0, 10)  # jaxlib
-    before: Version | None = None
 
 
 GPU_OPTIONS = (
@@ -48,11 +47,7 @@ def compiler_options(platform: str, version: Version | None = None) -> dict[str,
     if platform == "cpu":
         return {}
     version = version or tuple(int(part) for part in jaxlib.__version__.split(".")[:2])
-    return {
-        option.name: option.value
-        for option in GPU_OPTIONS
-        if option.since <= version and (option.before is None or version < option.before)
-    }
+    return {option.name: option.value for option in GPU_OPTIONS if option.since <= version}
 
 
 def keep_compiled_programs(folder: Path) -> None:
