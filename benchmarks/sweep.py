@@ -26,6 +26,11 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "remat_qkv_attention": ({"training": {"remat": "qkv_attention"}}, []),
     "remat_attention": ({"training": {"remat": "attention"}}, []),
     "remat_full": ({"training": {"remat": "full"}}, []),
+    "remat_offload": ({"training": {"remat": "offload"}}, []),
+    "remat_offload_hidden": (
+        {"training": {"remat": "offload"}},
+        ["xla_gpu_enable_latency_hiding_scheduler=true"],
+    ),
     "scan": ({"training": {"scan_layers": True}}, []),
     "scan_minimal": ({"training": {"scan_layers": True, "remat": "minimal"}}, []),
     "scan_attention": ({"training": {"scan_layers": True, "remat": "attention"}}, []),

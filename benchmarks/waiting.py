@@ -91,6 +91,7 @@ def _checkpoint(folder: Path, gigabytes: float) -> dict[str, Any]:
     from dongwu_jax.models.parameters import parameter_count
     from dongwu_jax.parallel.layout import make_sharding
     from dongwu_jax.training.checkpoints import Checkpoints
+    from dongwu_jax.training.host_memory import host_memory_made_ready
     from dongwu_jax.training.state import StartingPoint, TrainState, initial_state
 
     layers = max(1, round((gigabytes * 1e9 / 12 - 2 * 32000 * 4096) / 202e6))
@@ -98,11 +99,16 @@ def _checkpoint(folder: Path, gigabytes: float) -> dict[str, Any]:
     config = _run({"model": model, "checkpoint": {"directory": str(folder / "checkpoints")}}, 10)
     state = initial_state(config, make_sharding(config, jax.devices()[:1]), StartingPoint())
     jax.block_until_ready(state)
+    started = time.perf_counter()
+    with host_memory_made_ready(state):
+        pass
+    reserved = time.perf_counter() - started
     checkpoints = Checkpoints(config.checkpoint)
     figures: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "gigabytes": round(12 * parameter_count(state.parameters) / 1e9, 2),
         "disk_free_gigabytes": shutil.disk_usage(folder).free // 10**9,
+        "reserved_seconds": round(reserved, 2),
     }
     for step, name in enumerate(("first", "again"), start=1):
         now = TrainState(jax.numpy.int32(step), state.parameters, state.optimizer_state)

@@ -230,10 +230,11 @@ class TrainingConfig(Section):
         description="Megatron checkpoint whose run goes on here: its weights, iteration, samples "
         "and, where they can be had, Adam moments; instead of initial_weights",
     )
-    remat: Literal["none", "attention", "qkv_attention", "minimal", "full"] = Field(
+    remat: Literal["none", "attention", "qkv_attention", "minimal", "full", "offload"] = Field(
         "none",
         description="what the backward pass recomputes. none: nothing; minimal: only what is cheap "
-        "(saves every matmul); qkv_attention, attention: save only those; full: whole blocks",
+        "(saves every matmul); qkv_attention, attention: save only those; full: whole blocks; "
+        "offload: as attention, and what is saved waits in the host's memory",
     )
     virtual_stages: PositiveInt = Field(
         1,

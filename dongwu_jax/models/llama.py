@@ -237,6 +237,7 @@ def block_function(
             weights,
             is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
         )
+        x = checkpoint_name(x, "block_input")
         return nnx.merge(graph, joined)(x, rotary, attend, multiply)
 
     return rematerialize(run, remat, inside_scan)

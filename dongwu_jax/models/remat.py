@@ -1,6 +1,6 @@
 """What the backward pass keeps and what it computes again, by name.
 
-The names are given where the values are made: "attention" inside the attention VJP,
+The names are given where the values are made: "attention" inside the attention VJP, "block_input",
 "qkv", "attention_output" and "gate_up" in `llama.py`.
 """
 
@@ -24,10 +24,18 @@ def rematerialize(block: Callable, policy: str, inside_scan: bool) -> Callable:
     """Wrap a block's function so that its backward pass keeps only what `policy` names.
 
     Args:
-        policy: "none" (keep everything), "minimal", "qkv_attention", "attention" or "full".
+        policy: "none" (keep everything), "minimal", "qkv_attention", "attention", "full", or
+            "offload": what "attention" keeps, in the host's memory.
         inside_scan: a scan already keeps the compiler from merging forward and recomputation.
     """
-    if policy != "none":
+    if policy == "offload":
+        keep = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["block_input", *_SAVED_NAMES["attention"]],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    elif policy != "none":
         keep = jax.checkpoint_policies.save_only_these_names(*_SAVED_NAMES[policy])
     elif joins_weights():  # joined weights are never kept: the backward pass joins them again
         keep = _anything_but_joined_weights

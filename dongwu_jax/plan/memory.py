@@ -99,7 +99,9 @@ def _residual(config: RunConfig, mesh_shape: Mapping[str, int]) -> float:
 
 
 def _kept_a_layer(config: RunConfig, mesh_shape: Mapping[str, int], remat: str) -> float:
-    """Bytes that one layer keeps of one micro batch under a remat policy."""
+    """Bytes that one layer keeps on the GPU of one micro batch under a remat policy."""
+    if remat == "offload":
+        return 0.0
     model, tensor = config.model, mesh_shape["tensor"]
     width = _BYTES[config.precision.compute_dtype]
     tokens = config.training.micro_batch_size * config.data.sequence_length / mesh_shape["context"]

@@ -131,6 +131,7 @@ def _recomputed(config: RunConfig) -> tuple[float, float]:
         "minimal": 0,
         "qkv_attention": rest,
         "attention": qkv + rest,
+        "offload": qkv + rest,
         "full": qkv + rest,
     }[remat]
     forward = causal_attention_flops(model, config.data.sequence_length) / 3

@@ -86,7 +86,7 @@ def make_train_step(
         _exactly(step, config),
         donate_argnums=0,
         out_shardings=(layout, None),
-        compiler_options=compiler_options(_platform(sharding)),
+        compiler_options=_options(sharding),
     )
 
 
@@ -98,12 +98,12 @@ def make_evaluation_step(config: RunConfig, objective: Objective) -> jax.stages.
         loss_sum = objective.loss(weights, batch)
         return {"loss_sum": loss_sum, "weight": jnp.sum(batch["loss_mask"])}
 
-    options = compiler_options(_platform(objective.sharding))
-    return jax.jit(_exactly(step, config), compiler_options=options)
+    return jax.jit(_exactly(step, config), compiler_options=_options(objective.sharding))
 
 
-def _platform(sharding: LogicalSharding) -> str:
-    return sharding.mesh.devices.flat[0].platform
+def _options(sharding: LogicalSharding) -> dict[str, bool]:
+    devices = sharding.mesh.devices
+    return compiler_options(devices.flat[0].platform, devices.size)
 
 
 def _exactly(step: Callable, config: RunConfig) -> Callable:

@@ -51,7 +51,9 @@ def test_cudnn_attention_equals_float32():
         assert error < 0.02
 
 
-@pytest.mark.parametrize("remat", ["none", "minimal", "qkv_attention", "attention", "full"])
+@pytest.mark.parametrize(
+    "remat", ["none", "minimal", "qkv_attention", "attention", "full", "offload"]
+)
 def test_flash_attention_runs_again_only_under_full_remat(remat, tmp_path):
     config = run_config(tmp_path, training={"remat": remat}, **BFLOAT16)
     sharding = make_sharding(config, jax.devices()[:1])

@@ -53,7 +53,9 @@ def reference(parameters):
     return jax.jit(jax.value_and_grad(loss))(parameters)
 
 
-@pytest.mark.parametrize("remat", ["none", "minimal", "qkv_attention", "attention", "full"])
+@pytest.mark.parametrize(
+    "remat", ["none", "minimal", "qkv_attention", "attention", "full", "offload"]
+)
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_remat_and_scan_change_no_gradient(parameters, reference, remat, scan_layers):
     program = jax.jit(jax.value_and_grad(lambda p: loss(p, TINY, remat, scan_layers, chunk=4)))
