@@ -27,9 +27,9 @@ CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "remat_attention": ({"training": {"remat": "attention"}}, []),
     "remat_full": ({"training": {"remat": "full"}}, []),
     "remat_offload": ({"training": {"remat": "offload"}}, []),
-    "remat_offload_hidden": (
+    "remat_offload_not_hidden": (
         {"training": {"remat": "offload"}},
-        ["xla_gpu_enable_latency_hiding_scheduler=true"],
+        ["xla_gpu_enable_latency_hiding_scheduler=false"],
     ),
     "scan": ({"training": {"scan_layers": True}}, []),
     "scan_minimal": ({"training": {"scan_layers": True, "remat": "minimal"}}, []),

@@ -1,6 +1,8 @@
 """The language-model loss: cross entropy that never stores logits or their gradient in float32."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,23 +62,93 @@ def next_token_losses(
     Args:
         hidden: [batch, length, embed].
         labels: int32 [batch, length].
-        chunk_tokens: positions whose logits exist at once, a divisor of length unless longer;
-            they are computed again in the backward pass. 0: all at once, kept.
+        chunk_tokens: positions whose logits exist at once, a divisor of length unless longer.
+            0: all. Gradients are for `summed_next_token_losses`.
 
     Returns:
         float32 [batch, length].
     """
     losses = partial(_head_losses, model, model.head())
-    batch, length = labels.shape
-    if chunk_tokens == 0 or chunk_tokens >= length:
+    if _in_one_piece(labels, chunk_tokens):
         return losses(hidden, labels)
-    chunks = (
-        hidden.reshape(batch, -1, chunk_tokens, hidden.shape[-1]).swapaxes(0, 1),
-        labels.reshape(batch, -1, chunk_tokens).swapaxes(0, 1),
-    )
-    step = jax.checkpoint(losses, prevent_cse=False)
-    _, per_chunk = jax.lax.scan(lambda carry, chunk: (carry, step(*chunk)), None, chunks)
-    return per_chunk.swapaxes(0, 1).reshape(batch, length)
+    chunks = _chunks(hidden, chunk_tokens), _chunks(labels, chunk_tokens)
+    return _joined(jax.lax.map(lambda chunk: losses(*chunk), chunks))
+
+
+def summed_next_token_losses(
+    model: Llama, hidden: jax.Array, labels: jax.Array, mask: jax.Array, chunk_tokens: int = 0
+) -> jax.Array:
+    """The sum over all positions of cross entropy times mask.
+
+    In chunks, gradients are made while the logits exist, so that nothing is kept or computed again;
+    that of the head adds up in float32.
+
+    Args:
+        hidden: [batch, length, embed].
+        labels: int32 [batch, length].
+        mask: float32 [batch, length], not differentiated.
+        chunk_tokens: as in `next_token_losses`.
+
+    Returns:
+        float32 scalar.
+    """
+    if _in_one_piece(labels, chunk_tokens):
+        return jnp.sum(next_token_losses(model, hidden, labels) * mask)
+
+    def of_chunk(
+        hidden: jax.Array, head: jax.Array, labels: jax.Array, mask: jax.Array
+    ) -> jax.Array:
+        return jnp.sum(_head_losses(model, head, hidden, labels) * mask)
+
+    return _in_chunks(of_chunk, chunk_tokens)(hidden, model.head(), labels, mask)
+
+
+_ChunkLoss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def _in_chunks(of_chunk: _ChunkLoss, chunk_tokens: int) -> _ChunkLoss:
+    """The sum of `of_chunk` over chunks of all arguments but the second, the head."""
+
+    @jax.custom_vjp
+    def loss(hidden: jax.Array, head: jax.Array, *targets: jax.Array) -> jax.Array:
+        chunks = [_chunks(x, chunk_tokens) for x in (hidden, *targets)]
+        return jnp.sum(jax.lax.map(lambda chunk: of_chunk(chunk[0], head, *chunk[1:]), chunks))
+
+    def forward(hidden: jax.Array, head: jax.Array, *targets: jax.Array) -> tuple[jax.Array, Any]:
+        differentiated = jax.value_and_grad(of_chunk, argnums=(0, 1))
+
+        def add(totals: Any, chunk: list[jax.Array]) -> tuple[Any, jax.Array]:
+            loss, (of_hidden, of_head) = differentiated(chunk[0], head, *chunk[1:])
+            return (totals[0] + loss, totals[1] + of_head.astype(jnp.float32)), of_hidden
+
+        start = jnp.zeros((), jnp.float32), jnp.zeros(head.shape, jnp.float32)
+        chunks = [_chunks(x, chunk_tokens) for x in (hidden, *targets)]
+        (total, of_head), of_hidden = jax.lax.scan(add, start, chunks)
+        # Of the head, only the dtype is wanted: an array of nothing carries it.
+        return total, (_joined(of_hidden), of_head, head[:0])
+
+    def backward(residuals: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array, None, None]:
+        of_hidden, of_head, head = residuals
+        of_hidden = (of_hidden.astype(jnp.float32) * gradient).astype(of_hidden.dtype)
+        return of_hidden, (of_head * gradient).astype(head.dtype), None, None
+
+    loss.defvjp(forward, backward)
+    return loss
+
+
+def _in_one_piece(labels: jax.Array, chunk_tokens: int) -> bool:
+    return chunk_tokens == 0 or chunk_tokens >= labels.shape[1]
+
+
+def _chunks(x: jax.Array, chunk_tokens: int) -> jax.Array:
+    """[batch, length, ...] -> [chunks, batch, chunk_tokens, ...]."""
+    return x.reshape(x.shape[0], -1, chunk_tokens, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _joined(chunks: jax.Array) -> jax.Array:
+    """What `_chunks` cut."""
+    x = chunks.swapaxes(0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
 def _head_losses(model: Llama, head: jax.Array, hidden: jax.Array, labels: jax.Array) -> jax.Array:

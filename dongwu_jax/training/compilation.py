@@ -20,7 +20,7 @@ class XlaOption:
     value: bool
     why: str
     since: Version = (0, 10)  # jaxlib
-    one_device_only: bool = False
+    where_copies_can_be_hidden: bool = True
 
 
 GPU_OPTIONS = (
@@ -40,18 +40,19 @@ GPU_OPTIONS = (
         False,
         "with nothing to hide it only puts off gradients of weights: 52 GiB become 36 at 32,768 "
         "tokens",
-        one_device_only=True,
+        where_copies_can_be_hidden=False,
     ),
 )
 
 
 def compiler_options(
-    platform: str, device_count: int, version: Version | None = None
+    platform: str, can_hide_copies: bool, version: Version | None = None
 ) -> dict[str, bool]:
     """The options for `jax.jit`.
 
     Args:
         platform: of the devices; "cpu" needs none.
+        can_hide_copies: to other devices or the host, behind computation.
         version: of jaxlib; None: the installed one.
     """
     if platform == "cpu":
@@ -60,7 +61,7 @@ def compiler_options(
     return {
         option.name: option.value
         for option in GPU_OPTIONS
-        if option.since <= version and (device_count == 1 or not option.one_device_only)
+        if option.since <= version and (option.where_copies_can_be_hidden or not can_hide_copies)
     }
 
 

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from dongwu_jax.models.llama import Llama
-from dongwu_jax.models.losses import next_token_losses
+from dongwu_jax.models.losses import summed_next_token_losses
 
 # tokens, labels: int32, loss_mask: float32; each [micro_batches, batch, length]. A loss function
 # sees one micro batch, and of each sequence the positions that lie on this device.
@@ -25,7 +24,7 @@ def language_model_loss(chunk_tokens: int) -> LossFunction:
     """
 
     def loss(model: Llama, hidden: jax.Array, batch: Batch) -> jax.Array:
-        losses = next_token_losses(model, hidden, batch["labels"], chunk_tokens)
-        return jnp.sum(losses * batch["loss_mask"])
+        labels, mask = batch["labels"], batch["loss_mask"]
+        return summed_next_token_losses(model, hidden, labels, mask, chunk_tokens)
 
     return loss

@@ -86,7 +86,7 @@ def make_train_step(
         _exactly(step, config),
         donate_argnums=0,
         out_shardings=(layout, None),
-        compiler_options=_options(sharding),
+        compiler_options=_options(config, sharding),
     )
 
 
@@ -98,12 +98,13 @@ def make_evaluation_step(config: RunConfig, objective: Objective) -> jax.stages.
         loss_sum = objective.loss(weights, batch)
         return {"loss_sum": loss_sum, "weight": jnp.sum(batch["loss_mask"])}
 
-    return jax.jit(_exactly(step, config), compiler_options=_options(objective.sharding))
+    return jax.jit(_exactly(step, config), compiler_options=_options(config, objective.sharding))
 
 
-def _options(sharding: LogicalSharding) -> dict[str, bool]:
+def _options(config: RunConfig, sharding: LogicalSharding) -> dict[str, bool]:
     devices = sharding.mesh.devices
-    return compiler_options(devices.flat[0].platform, devices.size)
+    copies = devices.size > 1 or config.training.remat == "offload"
+    return compiler_options(devices.flat[0].platform, copies)
 
 
 def _exactly(step: Callable, config: RunConfig) -> Callable:

@@ -7,7 +7,7 @@ import pytest
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.models.attention import causal_attention
-from dongwu_jax.models.losses import next_token_losses
+from dongwu_jax.models.losses import summed_next_token_losses
 from dongwu_jax.models.parameters import (
     abstract_parameters,
     bind,
@@ -40,7 +40,8 @@ def loss(parameters, config=TINY, remat="none", scan_layers=False, chunk=0):
     positions = jnp.broadcast_to(jnp.arange(16), tokens.shape)
     model = bind(config, parameters)
     hidden = model.hidden_states(model.embed(tokens), positions, xla_attention, remat, scan_layers)
-    return next_token_losses(model, hidden, labels, chunk).mean()
+    mask = jnp.ones(labels.shape) / labels.size
+    return summed_next_token_losses(model, hidden, labels, mask, chunk)
 
 
 @pytest.fixture(scope="module")

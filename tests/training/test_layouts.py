@@ -75,7 +75,7 @@ MOVES = {
 @pytest.mark.parametrize("name", MOVES)
 def test_a_checkpoint_goes_on_in_another_layout(name, one_device, tmp_path):
     before, after = MOVES[name]
-    sections = {"training": {"micro_batch_size": 1}}
+    sections = {"training": {"micro_batch_size": 1, "loss_chunk_tokens": 8, "remat": "offload"}}
     Trainer(run_config(tmp_path, mesh=before, **sections)).run(stop_after=10)
     Trainer(run_config(tmp_path, mesh=after, **sections)).run()
     np.testing.assert_allclose(curve(tmp_path), one_device, rtol=1e-4)
