@@ -99,9 +99,7 @@ def _residual(config: RunConfig, mesh_shape: Mapping[str, int]) -> float:
 
 
 def _kept_a_layer(config: RunConfig, mesh_shape: Mapping[str, int], remat: str) -> float:
-    """Bytes that one layer keeps on the GPU of one micro batch under a remat policy."""
-    if remat == "offload":
-        return 0.0
+    """Bytes that one layer keeps of one micro batch under a remat policy."""
     model, tensor = config.model, mesh_shape["tensor"]
     width = _BYTES[config.precision.compute_dtype]
     tokens = config.training.micro_batch_size * config.data.sequence_length / mesh_shape["context"]
@@ -112,7 +110,7 @@ def _kept_a_layer(config: RunConfig, mesh_shape: Mapping[str, int], remat: str) 
     if remat == "full":
         return kept
     kept += tokens * (width * heads + 4 * model.num_heads) / tensor  # output, softmax statistics
-    if remat == "attention":
+    if remat in ("attention", "offload"):  # XLA may bring back early what waits on the host
         return kept
     kept += width * tokens * (heads + 2 * kv_heads) / tensor
     if remat == "qkv_attention":

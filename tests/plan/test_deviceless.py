@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_lines import exit_code
+from command_lines import exit_code, load_script
 
 from dongwu_jax.config import parse_config
 from dongwu_jax.errors import UserError
 from dongwu_jax.plan import deviceless
 from dongwu_jax.plan.__main__ import main
-from dongwu_jax.plan.cluster import GPUS
+from dongwu_jax.plan.cluster import GPUS, find_gpu
 from dongwu_jax.plan.expected import expected_totals
+from dongwu_jax.plan.planning import compile_plan, sketch_plan
 
 SMALL = {
     "model": {
@@ -67,6 +68,17 @@ def test_sequence_parallelism_over_tensor(
     for one in expected_totals(config, 8):
         if one.axes == ("tensor",) and one.wire_bytes > 2**20:
             assert one.wire_bytes == pytest.approx(compiled[one.kind, "tensor", "bf16"], rel=0.2)
+
+
+@needs_plugin
+@pytest.mark.parametrize(
+    ("case", "measured_gib"),
+    [("13b", 32.86), ("13b_32k_full", 35.60), ("13b_32k_vocab125696", 46.13)],
+)
+def test_the_peak_measured_on_one_h100(case: str, measured_gib: float) -> None:
+    cases = load_script(Path(__file__).parents[2] / "benchmarks" / "train_cases.py").CASES
+    plan = compile_plan(sketch_plan(cases[case].config(), find_gpu("h100"), 1), "cuda")
+    assert plan.peak_bytes / 2**30 == pytest.approx(measured_gib, rel=0.03)
 
 
 def test_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
