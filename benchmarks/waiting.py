@@ -6,7 +6,8 @@
 `input` reads a dataset of random tokens with the product's loader at the given pace and prints the
 share of time spent waiting for it. `checkpoint` saves a training state of the given size as a run
 does, once with nothing written before and once more, and prints how long training would stand still
-and how long the writing goes on beside it.
+and how long the writing goes on beside it; before them, how long host memory takes to be made ready
+for it, which a run does while it compiles.
 """
 
 import argparse
@@ -102,13 +103,13 @@ def _checkpoint(folder: Path, gigabytes: float) -> dict[str, Any]:
     started = time.perf_counter()
     with host_memory_made_ready(state):
         pass
-    reserved = time.perf_counter() - started
+    host_memory_seconds = time.perf_counter() - started
     checkpoints = Checkpoints(config.checkpoint)
     figures: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "gigabytes": round(12 * parameter_count(state.parameters) / 1e9, 2),
         "disk_free_gigabytes": shutil.disk_usage(folder).free // 10**9,
-        "reserved_seconds": round(reserved, 2),
+        "host_memory_seconds": round(host_memory_seconds, 2),
     }
     for step, name in enumerate(("first", "again"), start=1):
         now = TrainState(jax.numpy.int32(step), state.parameters, state.optimizer_state)
