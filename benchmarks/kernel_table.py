@@ -23,10 +23,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=positive_int, default=30, help="kernels to list (30)")
     options = parser.parse_args()
-    traces = sorted(options.folder.glob("**/*.xplane.pb"))
-    if not traces:
-        raise UserError(f"{options.folder}: no trace (*.xplane.pb) in it")
-    events = _kernels(traces[-1])
+    events = read_kernels(options.folder)
     seconds: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for name, start, end in events:
@@ -34,6 +31,9 @@ def main() -> int:
         calls[name] += 1
     total, idle = sum(seconds.values()), _idle(events)
     print(f"{1e3 * total:.1f} ms of kernels; the GPU waits for {1e3 * idle:.1f} ms between them")
+    busy, exposed = communication(events)
+    if busy:
+        print(f"{1e3 * busy:.1f} ms of NCCL, {1e3 * exposed:.1f} ms of it with nothing beside it")
     for name, spent in seconds.most_common(options.rows):
         print(f"{1e3 * spent:8.2f} ms {spent / total:6.1%} {calls[name]:5d} x {name}")
     return 0
@@ -43,17 +43,43 @@ Kernel = tuple[str, float, float]
 """Name, start and end in seconds."""
 
 
-def _kernels(trace: Path) -> list[Kernel]:
-    """What ran on the GPU's streams, in the order in which it began."""
+def read_kernels(folder: Path) -> list[Kernel]:
+    """What ran on the first GPU's streams in the newest trace, in the order in which it began.
+
+    Raises:
+        UserError: there is no trace.
+    """
+    traces = sorted(folder.glob("**/*.xplane.pb"))
+    if not traces:
+        raise UserError(f"{folder}: no trace (*.xplane.pb) in it")
+    planes = jax.profiler.ProfileData.from_file(str(traces[-1])).planes
+    gpus = sorted((plane for plane in planes if "GPU" in plane.name), key=lambda gpu: gpu.name)
     events = [
         (event.name, event.start_ns / 1e9, (event.start_ns + event.duration_ns) / 1e9)
-        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
-        if "GPU" in plane.name
-        for line in plane.lines
+        for gpu in gpus[:1]
+        for line in gpu.lines
         if line.name.startswith("Stream")
         for event in line.events
     ]
     return sorted(events, key=lambda event: event[1])
+
+
+def communication(events: list[Kernel]) -> tuple[float, float]:
+    """Seconds in which a kernel of NCCL runs, and those of them in which no other kernel does."""
+    edges = [
+        (when, "nccl" in name.lower(), change)
+        for name, start, end in events
+        for when, change in ((start, 1), (end, -1))
+    ]
+    busy, exposed, before = 0.0, 0.0, 0.0
+    running = {True: 0, False: 0}  # kernels of NCCL, others
+    for when, of_nccl, change in sorted(edges):
+        if running[True]:
+            busy += when - before
+            exposed += 0.0 if running[False] else when - before
+        running[of_nccl] += change
+        before = when
+    return busy, exposed
 
 
 def _idle(events: list[Kernel]) -> float:

@@ -5,7 +5,8 @@
 
 Layers of 13B (5120/13824, 4096 tokens, vocabulary 32,000) on all GPUs of this machine, each layout
 in a process of its own: the step is planned and compiled as `python -m dongwu_jax.plan` does, then
-run. Prints a JSON line a layout: GiB and seconds, planned and measured.
+run. Prints a JSON line a layout: GiB and seconds, planned and measured, and the shares of a step in
+which the first GPU exchanges something, and in which it does nothing else.
 """
 
 import argparse
@@ -13,12 +14,18 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dongwu_jax.command_line import run_command_line
 from dongwu_jax.config import RunConfig, overlay, parse_config
 from dongwu_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dongwu_jax.plan.deviceless import Backend
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "model": {
@@ -42,16 +49,19 @@ def main(command_line: list[str] | None = None) -> int:
     parser.add_argument(
         "--steps", type=int, default=4, help="steps to time, after one to warm up (4)"
     )
+    parser.add_argument("--xla", action="append", default=[], help=argparse.SUPPRESS)
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # a child: this run, and nothing else
     options = parser.parse_args(command_line)
     if options.measure:
-        print(json.dumps(_measure(parse_config(json.loads(options.measure), "run"), options.steps)))
+        config = parse_config(json.loads(options.measure), "run")
+        xla_options = dict(option.split("=", 1) for option in options.xla)
+        print(json.dumps(_measure(config, options.steps, xla_options)))
         return 0
-    count, kind = _gpus_here()
+    count, kind = gpus_here()
     for name in options.only or _layouts(count):
         config = layout_config(name, count, options.layers)
         case = {"layout": name, "gpus": count, "gpu": kind, "layers": options.layers}
-        print(json.dumps(case | _compare(config, count, options.steps)), flush=True)
+        print(json.dumps(case | compare(config, count, options.steps)), flush=True)
     return 0
 
 
@@ -78,7 +88,8 @@ def layout_config(name: str, count: int, layers: int) -> RunConfig:
     return parse_config(sections, f"layout {name}")
 
 
-def _gpus_here() -> tuple[int, str]:
+def gpus_here() -> tuple[int, str]:
+    """How many GPUs this machine has, and which."""
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         told = subprocess.run(query, capture_output=True, text=True, check=True).stdout
@@ -87,14 +98,31 @@ def _gpus_here() -> tuple[int, str]:
     return len(told.splitlines()), told.splitlines()[0]
 
 
-def _compare(config: RunConfig, count: int, steps: int) -> dict[str, Any]:
-    environment = os.environ | {"JAX_PLATFORMS": "cuda"}
+def compare(
+    config: RunConfig,
+    count: int,
+    steps: int,
+    environment: Mapping[str, str] | None = None,
+    xla_options: Sequence[str] = (),
+) -> dict[str, Any]:
+    """A run's step planned for H100s, and measured in a process of its own.
+
+    Args:
+        count: GPUs of the run, the first of this machine.
+        environment: of that process beyond this one's; JAX_PLATFORMS=cpu for a rehearsal on virtual
+            devices, whose plan is that of the CPU backend.
+        xla_options: for the measured step, as NAME=VALUE.
+    """
+    gpus = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(count)))}
+    environment = os.environ | gpus | (environment or {})
     os.environ["JAX_PLATFORMS"] = "cpu"  # while planning: the GPUs are the child's
     from dongwu_jax.plan.cluster import find_gpu
     from dongwu_jax.plan.planning import compile_plan, sketch_plan
 
-    plan = compile_plan(sketch_plan(config, find_gpu("h100"), count), "cuda")
+    backend: Backend = "cpu" if environment["JAX_PLATFORMS"] == "cpu" else "cuda"
+    plan = compile_plan(sketch_plan(config, find_gpu("h100"), count), backend)
     run = [sys.executable, __file__, "--measure", config.model_dump_json(), "--steps", str(steps)]
+    run += [word for option in xla_options for word in ("--xla", option)]
     child = subprocess.run(run, env=environment, capture_output=True, text=True)
     planned = {
         "planned_gib": round(plan.peak_bytes / 2**30, 2),
@@ -104,16 +132,17 @@ def _compare(config: RunConfig, count: int, steps: int) -> dict[str, Any]:
     if child.returncode:
         return planned | {"failed": child.stderr[-2000:]}
     measured = json.loads(child.stdout.splitlines()[-1])
-    memory = plan.peak_bytes / 2**30 / measured["gib"] - 1
     pace = plan.step_time.total / measured["seconds"] - 1
+    memory = plan.peak_bytes / 2**30 / measured["gib"] - 1
     off = {"memory_off": round(memory, 3), "seconds_off": round(pace, 3)}
     return planned | measured | off
 
 
-def _measure(config: RunConfig, steps: int) -> dict[str, Any]:
+def _measure(config: RunConfig, steps: int, xla_options: dict[str, str]) -> dict[str, Any]:
     """Run the training step on random tokens and the GPUs that are here."""
     import jax
     import numpy as np
+    from kernel_table import communication, read_kernels
 
     from dongwu_jax.models.flops import flops_per_token
     from dongwu_jax.parallel.layout import make_sharding
@@ -128,10 +157,11 @@ def _measure(config: RunConfig, steps: int) -> dict[str, Any]:
     tokens = rng.integers(config.model.vocab_size, size=layout.shape, dtype=np.int32)
     mask = np.ones(layout.shape, np.float32)
     batch = layout.place({"tokens": tokens, "labels": tokens, "loss_mask": mask})
-    step = make_train_step(config, sharding, make_objective(config, sharding, "gpu"))
+    platform = jax.devices()[0].platform
+    step = make_train_step(config, sharding, make_objective(config, sharding, platform))
     state = initial_state(config, sharding, StartingPoint())
     started = time.perf_counter()
-    compiled = step.lower(state, batch).compile()
+    compiled = step.lower(state, batch).compile(compiler_options=dict(xla_options))
     compile_seconds = time.perf_counter() - started
     seconds = []
     for _ in range(steps + 1):
@@ -139,6 +169,11 @@ def _measure(config: RunConfig, steps: int) -> dict[str, Any]:
         state, metrics = compiled(state, batch)
         jax.block_until_ready(metrics)
         seconds.append(time.perf_counter() - started)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            state, metrics = compiled(state, batch)
+            jax.block_until_ready(metrics)
+        busy, exposed = communication(read_kernels(Path(folder)))
     took, length = float(np.median(seconds[1:])), config.data.sequence_length
     tokens_a_gpu = config.training.global_batch_size * length / len(jax.devices())
     flops = tokens_a_gpu * flops_per_token(config.model, length, "V2")
@@ -146,6 +181,8 @@ def _measure(config: RunConfig, steps: int) -> dict[str, Any]:
         "gib": round(memory_in_use() / 2**30, 2),
         "seconds": round(took, 3),
         "tflops": round(flops / took / 1e12),
+        "communication": round(busy / took, 3),
+        "exposed_communication": round(exposed / took, 3),
         "compile_seconds": round(compile_seconds, 1),
         "loss": round(float(metrics["loss"]), 4),
     }

@@ -26,7 +26,7 @@ class Norm(nn.Module):
         self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.rms_norm(x.float(), (x.shape[-1],), self.scale, 1e-5).bfloat16()
+        return functional.rms_norm(x.float(), (x.shape[-1],), self.scale.float(), 1e-5).bfloat16()
 
 
 class Block(nn.Module):
@@ -77,13 +77,9 @@ class Model(nn.Module):
         )
         self.norm = Norm(width)
         self.head = nn.Linear(width, shape["vocab_size"], bias=False)
-        half = width // heads // 2
-        angles = torch.outer(
-            torch.arange(shape["sequence_length"]).float(),
-            10000.0 ** (-torch.arange(half) / half),
-        )
-        self.register_buffer("cosine", angles.cos()[None, :, None])
-        self.register_buffer("sine", angles.sin()[None, :, None])
+        cosine, sine = rotary_tables(shape)
+        self.register_buffer("cosine", cosine)
+        self.register_buffer("sine", sine)
         self.loss = torch.compile(_loss)
         for layer in self.layers:
             layer.compile()
@@ -100,18 +96,38 @@ class Model(nn.Module):
         return self.loss(self.head(self.norm(x)), labels)
 
 
+def rotary_tables(shape: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines, [1, length, 1, head_dim / 2], on the device of the context."""
+    half = shape["hidden_size"] // shape["num_heads"] // 2
+    positions = torch.arange(shape["sequence_length"]).float()
+    angles = torch.outer(positions, 10000.0 ** (-torch.arange(half) / half))
+    return angles.cos()[None, :, None], angles.sin()[None, :, None]
+
+
 def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
 
 
-def measure(shape: dict[str, int], steps: int) -> dict[str, Any]:
-    """Mean seconds of steps one behind the other, memory at the peak, the last loss."""
-    torch.manual_seed(0)
+def make_model(shape: dict[str, int]) -> Model:
+    """The whole model on this GPU."""
     with torch.device("cuda"):
         model = Model(shape)
+    initialize(model)
+    return model
+
+
+def initialize(model: nn.Module) -> None:
+    """Random matrices, norms of ones."""
+    torch.manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.02)
+        else:
+            nn.init.ones_(parameter)
+
+
+def measure(model: nn.Module, shape: dict[str, int], steps: int) -> dict[str, Any]:
+    """Mean seconds of steps one behind the other, memory at the peak, the last loss."""
     optimizer = torch.optim.AdamW(
         model.parameters(), 1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
@@ -167,4 +183,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "ceiling":
         print(json.dumps(ceiling()))
     else:
-        print(json.dumps(measure(json.loads(sys.argv[1]), int(sys.argv[2]))))
+        shape = json.loads(sys.argv[1])
+        print(json.dumps(measure(make_model(shape), shape, int(sys.argv[2]))))

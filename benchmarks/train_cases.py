@@ -84,6 +84,10 @@ CASES: dict[str, Case] = {
         sequence_length=32768, rows=1, remat="attention", peer_checkpointing=True
     ),
     "13b_32k_full": Case(sequence_length=32768, rows=1, remat="full", peer_checkpointing=True),
+    "13b_offload": Case(remat="offload", peer_checkpointing=True),
+    "13b_32k_offload": Case(
+        sequence_length=32768, rows=1, remat="offload", peer_checkpointing=True
+    ),
     "13b_vocab125696": Case(vocab_size=125_696, layers=3),
     "13b_32k_vocab125696": Case(
         sequence_length=32768,

@@ -92,7 +92,7 @@ def _checkpoint(folder: Path, gigabytes: float) -> dict[str, Any]:
     from dongwu_jax.models.parameters import parameter_count
     from dongwu_jax.parallel.layout import make_sharding
     from dongwu_jax.training.checkpoints import Checkpoints
-    from dongwu_jax.training.host_memory import host_memory_made_ready
+    from dongwu_jax.training.host_memory import make_host_memory_ready
     from dongwu_jax.training.state import StartingPoint, TrainState, initial_state
 
     layers = max(1, round((gigabytes * 1e9 / 12 - 2 * 32000 * 4096) / 202e6))
@@ -101,8 +101,7 @@ def _checkpoint(folder: Path, gigabytes: float) -> dict[str, Any]:
     state = initial_state(config, make_sharding(config, jax.devices()[:1]), StartingPoint())
     jax.block_until_ready(state)
     started = time.perf_counter()
-    with host_memory_made_ready(state):
-        pass
+    make_host_memory_ready(state).join()
     host_memory_seconds = time.perf_counter() - started
     checkpoints = Checkpoints(config.checkpoint)
     figures: dict[str, Any] = {

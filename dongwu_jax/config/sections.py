@@ -234,7 +234,7 @@ class TrainingConfig(Section):
         "none",
         description="what the backward pass recomputes. none: nothing; minimal: only what is cheap "
         "(saves every matmul); qkv_attention, attention: save only those; full: whole blocks; "
-        "offload: as attention, and what is saved waits in the host's memory",
+        "offload: as attention, in the host's memory (docs/performance.md: when it saves any)",
     )
     virtual_stages: PositiveInt = Field(
         1,

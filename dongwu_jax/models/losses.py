@@ -81,7 +81,7 @@ def summed_next_token_losses(
     """The sum over all positions of cross entropy times mask.
 
     In chunks, gradients are made while the logits exist, so that nothing is kept or computed again;
-    that of the head adds up in float32.
+    that of the head adds up over chunks in float32.
 
     Args:
         hidden: [batch, length, embed].

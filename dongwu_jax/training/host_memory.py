@@ -2,36 +2,45 @@
 
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 logger = logging.getLogger(__name__)
 
 
-@contextmanager
-def host_memory_made_ready(state: Any) -> Iterator[None]:
-    """Meanwhile let JAX's pool of pinned memory grow until it holds a copy of the state.
+def make_host_memory_ready(state: Any) -> threading.Thread:
+    """Let JAX's pool of pinned memory grow, beside everything else, until it holds such a state.
 
-    The operating system takes half a second for a gigabyte, which training would stand still for at
-    its first checkpoint. The pool keeps what it once had. On CPUs there is nothing to do.
+    The operating system takes up to a second for a gigabyte, for which training would stand still
+    at its first checkpoint. The pool keeps what it once had. On CPUs there is nothing to do.
+
+    Args:
+        state: arrays, of which this process's parts count; only shapes are taken, so that it may be
+            given away at once.
     """
-    if jax.default_backend() != "gpu":
-        yield
-        return
-    thread = threading.Thread(target=_copy_to_host, args=(state,), daemon=True)
+    shards = [
+        (shard.data.shape, leaf.dtype, shard.device)
+        for leaf in jax.tree.leaves(state)
+        for shard in leaf.addressable_shards
+        if shard.device.platform == "gpu"
+    ]
+    thread = threading.Thread(target=_fill, args=(shards,), daemon=True)
     thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
+    return thread
 
 
-def _copy_to_host(state: Any) -> None:
-    pinned = jax.tree.map(lambda x: x.sharding.with_memory_kind("pinned_host"), state)
+def _fill(shards: list[tuple[tuple[int, ...], np.dtype, jax.Device]]) -> None:
+    """Hold an array of each kind at once, then let go of all."""
     try:
-        jax.block_until_ready(jax.device_put(state, pinned))
-    except jax.errors.JaxRuntimeError as error:
+        held = [
+            jax.device_put(
+                np.empty(shape, dtype), SingleDeviceSharding(device, memory_kind="pinned_host")
+            )
+            for shape, dtype, device in shards
+        ]
+        jax.block_until_ready(held)
+    except Exception as error:  # whatever it is, training goes on without
         logger.warning("no host memory for a copy of the state, as a checkpoint needs: %s", error)

@@ -19,7 +19,7 @@ from dongwu_jax.parallel.layout import make_sharding
 from dongwu_jax.training.batches import BatchLayout
 from dongwu_jax.training.checkpoints import Checkpoints
 from dongwu_jax.training.compilation import keep_compiled_programs
-from dongwu_jax.training.host_memory import host_memory_made_ready
+from dongwu_jax.training.host_memory import make_host_memory_ready
 from dongwu_jax.training.losses import LossFunction
 from dongwu_jax.training.reports import Report, open_reports
 from dongwu_jax.training.resume import check_same_data, check_same_run
@@ -141,8 +141,8 @@ class Trainer:
 
     def _compile(self, state: TrainState) -> jax.stages.Compiled:
         started = time.perf_counter()
-        with host_memory_made_ready(state):
-            compiled = self._train_step.lower(state, self.layout.abstract()).compile()
+        make_host_memory_ready(state)
+        compiled = self._train_step.lower(state, self.layout.abstract()).compile()
         logger.info("compiled the training step in %.1f s", time.perf_counter() - started)
         self._stopwatch.lap()
         return compiled

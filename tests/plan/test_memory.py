@@ -38,11 +38,7 @@ def test_state_is_what_a_device_stores(changes: dict[str, Any]) -> None:
     assert parameter_table(config.model).total == sum(leaf.size for leaf in leaves)
 
 
-@pytest.mark.parametrize(
-    ("remat", "compiled"),
-    [("none", 79.1), ("minimal", 64.4), ("attention", 39.0), ("offload", 36.9), ("full", 36.2)],
-)
-def test_the_peak_of_a_step_compiled_for_eight_h100(remat: str, compiled: float) -> None:
+def _estimated_gib(remat: str) -> float:
     settings = {
         "model": {
             "hidden_size": 5120,
@@ -54,8 +50,19 @@ def test_the_peak_of_a_step_compiled_for_eight_h100(remat: str, compiled: float)
         "training": {"global_batch_size": 32, "micro_batch_size": 2, "remat": remat},
     }
     config = parse_config(settings, "test")
-    gib = estimate_memory(config, config.mesh_shape(8)).total / 2**30
-    assert gib == pytest.approx(compiled, rel=0.105)
+    return estimate_memory(config, config.mesh_shape(8)).total / 2**30
+
+
+@pytest.mark.parametrize(
+    ("remat", "compiled"), [("none", 79.1), ("minimal", 64.4), ("attention", 39.0), ("full", 36.2)]
+)
+def test_the_peak_of_a_step_compiled_for_eight_h100(remat: str, compiled: float) -> None:
+    assert _estimated_gib(remat) == pytest.approx(compiled, rel=0.1)
+
+
+def test_what_waits_on_the_host_counts_as_if_it_were_kept() -> None:
+    """XLA may bring it back early: compiled, 36.9 GiB here, but 60 at 32,768 tokens."""
+    assert _estimated_gib("offload") == _estimated_gib("attention")
 
 
 def test_a_pipeline_keeps_every_micro_batch_in_flight() -> None:

@@ -1,0 +1,120 @@
+"""Measure training on all GPUs of this host: 2, 4 or 8 of them.
+
+    source tools/launch/environment.sh
+    NCCL_NVLS_ENABLE=0 python benchmarks/multigpu.py speed [--only 13b_fsdp] [--xla NAME=VALUE]
+    python benchmarks/multigpu.py numerics | checkpoint | recovery
+
+`speed` runs every case of `multigpu_cases.py` in a process of its own, then PyTorch (FSDP2,
+`fsdp_peer.py`) on the same model: TFLOP/s a GPU, share of the peak, GiB and seconds planned and
+measured, the share of a step spent in exchanges and in nothing but exchanges; `weak_1` to `weak_N`
+gives the scaling. `numerics` trains a small model for 20 steps in each layout and on one GPU.
+`checkpoint` writes and reads the state of a model. `recovery` kills one process of a run and starts
+it again. Prints JSON lines. `--rehearse` does all of it with tiny models on 8 virtual CPU devices,
+without PyTorch.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from multigpu_cases import Case, cases
+from plan_check import compare, gpus_here
+
+from dongwu_jax.command_line import positive_int, run_command_line
+from dongwu_jax.errors import UserError
+
+_HERE = Path(__file__).parent
+_PEAK_TFLOPS = 989.0  # H100 SXM, bfloat16, by its datasheet
+_REHEARSAL = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+def main(command_line: list[str] | None = None) -> int:
+    """Measure one of the four."""
+    options = _parse(command_line)
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+    count, kind = (8, "virtual CPU device") if options.rehearse else gpus_here()
+    print(json.dumps({"gpus": count, "gpu": kind}), flush=True)
+    environment = _REHEARSAL if options.rehearse else {"JAX_PLATFORMS": "cuda"}
+    if options.what == "speed":
+        _speed(options, count, environment)
+        return 0
+    script = {"numerics": "multigpu_numerics.py", "checkpoint": "multigpu_checkpoint.py"}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        if options.what == "recovery":
+            from multigpu_recovery import kill_and_recover
+
+            print(json.dumps(kill_and_recover(Path(folder), count, environment)), flush=True)
+            return 0
+        run = [sys.executable, str(_HERE / script[options.what]), str(count), folder]
+        run += ["--rehearse"] if options.rehearse else []
+        return subprocess.run(run, env=os.environ | environment).returncode
+
+
+def _parse(command_line: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("speed", "numerics", "checkpoint", "recovery"))
+    parser.add_argument("--only", nargs="+", metavar="CASE", help="these cases of speed")
+    parser.add_argument("--steps", type=positive_int, default=4, help="steps to time (4)")
+    parser.add_argument("--without-peer", action="store_true", help="leave PyTorch out")
+    parser.add_argument(
+        "--xla",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="an option of XLA's for our steps; repeatable",
+    )
+    parser.add_argument("--folder", type=Path, help="where to write (a temporary folder)")
+    parser.add_argument("--rehearse", action="store_true", help="on virtual CPU devices")
+    return parser.parse_args(command_line)
+
+
+def _speed(options: argparse.Namespace, count: int, environment: dict[str, str]) -> None:
+    known = cases(count)
+    for name in options.only or known:
+        if name not in known:
+            raise UserError(f"--only {name}: not among {', '.join(known)}")
+        case, gpus = known[name], 1 if known[name].one_gpu else count
+        config = case.config(count, options.rehearse)
+        found = compare(config, gpus, options.steps, environment, options.xla)
+        line = {"case": name, "gpus": gpus, "layers": config.model.num_layers} | found
+        if "tflops" in found:
+            line["mfu"] = round(found["tflops"] / _PEAK_TFLOPS, 3)
+        peer = case.peer(count)
+        if peer and not options.without_peer and not options.rehearse:
+            line |= _peer(case, peer, count, options.steps, found)
+        print(json.dumps(line), flush=True)
+
+
+def _peer(
+    case: Case, shape: dict[str, int], count: int, steps: int, ours: dict[str, Any]
+) -> dict[str, Any]:
+    """PyTorch's step on the same tokens, and how much longer it takes than ours."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += [f"--nproc-per-node={count}", str(_HERE / "fsdp_peer.py")]
+    child = subprocess.run(
+        [*torchrun, json.dumps(shape), str(steps)], capture_output=True, text=True
+    )
+    if child.returncode:
+        return {"peer_failed": child.stderr[-2000:]}
+    found = json.loads(child.stdout.splitlines()[-1])
+    if "seconds" in ours:
+        found["ratio"] = found["peer_seconds"] / ours["seconds"]
+    return {
+        name: round(value, 3) if isinstance(value, float) else value
+        for name, value in found.items()
+    }
+
+
+if __name__ == "__main__":
+    run_command_line(main)

@@ -1,0 +1,94 @@
+"""Writing and reading the state of a model that lies on all GPUs.
+
+    python benchmarks/multigpu_checkpoint.py GPUS FOLDER [--rehearse]      (multigpu.py calls it)
+
+13B, as many layers as `multigpu_cases.py` puts on so many GPUs. Prints one JSON line: gigabytes,
+how long training stands still, until all is written, and until all is read back by another process.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from multigpu_cases import cases
+
+from dongwu_jax.config import RunConfig, overlay, parse_config
+from dongwu_jax.models.parameters import parameter_count
+from dongwu_jax.parallel.layout import make_sharding
+from dongwu_jax.training.checkpoints import Checkpoints
+from dongwu_jax.training.host_memory import make_host_memory_ready
+from dongwu_jax.training.state import StartingPoint, TrainState, abstract_state, initial_state
+
+
+def main() -> int:
+    """Write in this process, read in another."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("gpus", type=int)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rehearse", action="store_true", help="a tiny model")
+    parser.add_argument("--read", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    config = cases(options.gpus)["13b_fsdp"].config(options.gpus, options.rehearse)
+    place = {"checkpoint": {"directory": str(options.folder / "checkpoints")}}
+    config = parse_config(overlay(config.model_dump(mode="json"), place), "checkpoint")
+    if options.read:
+        print(json.dumps(_read(config)))
+        return 0
+    figures = _write(config)
+    child = subprocess.run([sys.executable, *sys.argv, "--read"], capture_output=True, text=True)
+    if child.returncode:
+        print(json.dumps(figures | {"failed": child.stderr[-2000:]}))
+        return 1
+    figures |= json.loads(child.stdout.splitlines()[-1])
+    figures["equal"] = figures.pop("sum_written") == figures.pop("sum_read")
+    print(json.dumps(figures))
+    return 0
+
+
+def _write(config: RunConfig) -> dict[str, Any]:
+    state = initial_state(config, make_sharding(config, jax.devices()), StartingPoint())
+    jax.block_until_ready(state)
+    make_host_memory_ready(state).join()
+    checkpoints = Checkpoints(config.checkpoint)
+    now = TrainState(jax.numpy.int32(1), state.parameters, state.optimizer_state)
+    started = time.perf_counter()
+    checkpoints.save(now, config, {}, ())
+    stalled = time.perf_counter() - started
+    checkpoints.wait()
+    figures = {
+        "gigabytes": round(12 * parameter_count(state.parameters) / 1e9, 2),
+        "layers": config.model.num_layers,
+        "stalled_seconds": round(stalled, 2),
+        "written_seconds": round(time.perf_counter() - started, 2),
+        "sum_written": _checksum(state),
+    }
+    checkpoints.close()
+    return figures
+
+
+def _read(config: RunConfig) -> dict[str, Any]:
+    abstract = abstract_state(config, make_sharding(config, jax.devices()))
+    checkpoints = Checkpoints(config.checkpoint)
+    started = time.perf_counter()
+    state, _ = checkpoints.restore(abstract)
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - started
+    checkpoints.close()
+    return {"read_seconds": round(seconds, 2), "sum_read": _checksum(state)}
+
+
+def _checksum(state: TrainState) -> float:
+    """The same for the same weights in the same layout."""
+    leaves = jax.tree.leaves(state.parameters)
+    return float(sum(jax.numpy.sum(jax.numpy.abs(leaf)) for leaf in leaves))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Pinned host memory made ready: on CPUs nothing is, and nothing that goes wrong ends a run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dongwu_jax.training import host_memory
+
+
+def test_nothing_to_do_on_cpus_and_the_state_may_go(monkeypatch):
+    filled = []
+    monkeypatch.setattr(host_memory, "_fill", filled.extend)
+    state = {"a": jnp.ones((2, 3))}
+    thread = host_memory.make_host_memory_ready(state)
+    state["a"].delete()
+    thread.join()
+    assert filled == []
+
+
+def test_arrays_of_the_asked_shapes_are_held(monkeypatch, caplog):
+    put = []
+    device_put = jax.device_put
+
+    def recorded(array, sharding):
+        put.append((array.shape, array.dtype, sharding.memory_kind))
+        return device_put(array, sharding)
+
+    monkeypatch.setattr(jax, "device_put", recorded)
+    shapes = [((2, 3), np.dtype(np.float32)), ((5,), jnp.dtype(jnp.bfloat16))]
+    host_memory._fill([(*shape, jax.devices()[0]) for shape in shapes])
+    assert put == [(*shape, "pinned_host") for shape in shapes]
+    assert not caplog.records
+
+
+def test_a_failure_is_a_warning(monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(jax, "device_put", fail)
+    host_memory._fill([((1,), np.dtype(np.float32), jax.devices()[0])])
+    assert "no host memory" in caplog.text
