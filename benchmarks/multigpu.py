@@ -52,6 +52,8 @@ def main(command_line: list[str] | None = None) -> int:
         if options.what == "recovery":
             from multigpu_recovery import kill_and_recover
 
+            if options.rehearse:  # as many processes as two cores can run, a device each
+                count, environment = 2, environment | {"XLA_FLAGS": ""}
             print(json.dumps(kill_and_recover(Path(folder), count, environment)), flush=True)
             return 0
         run = [sys.executable, str(_HERE / script[options.what]), str(count), folder]

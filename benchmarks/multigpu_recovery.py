@@ -36,7 +36,7 @@ def kill_and_recover(folder: Path, count: int, environment: Mapping[str, str]) -
     _write_data(folder)
     metrics = folder / "run" / "metrics.jsonl"
     first = _start(folder, count, environment)
-    _wait_until(lambda: _last_step(metrics) >= _KILLED_AFTER, first)
+    _wait_until(lambda: _last_step(metrics) >= _KILLED_AFTER, first, folder)
     reached = _last_step(metrics)
     victim = _processes_of(first.pid)[-1]
     killed = time.perf_counter()
@@ -47,9 +47,9 @@ def kill_and_recover(folder: Path, count: int, environment: Mapping[str, str]) -
     again = time.perf_counter()
     second = _start(folder, count, environment)
     saved = reached // _SAVED_EVERY * _SAVED_EVERY
-    _wait_until(lambda: "resumed at step" in _log(folder), second)
+    _wait_until(lambda: "resumed at step" in _log(folder), second, folder)
     size = len(metrics.read_text().splitlines())
-    _wait_until(lambda: len(metrics.read_text().splitlines()) != size, second)
+    _wait_until(lambda: len(metrics.read_text().splitlines()) != size, second, folder)
     going = time.perf_counter() - again
     return {
         "processes": count,
@@ -109,11 +109,13 @@ def _start(folder: Path, count: int, environment: Mapping[str, str]) -> subproce
     )
 
 
-def _wait_until(reached: Callable[[], bool], launcher: subprocess.Popen[bytes]) -> None:
+def _wait_until(
+    reached: Callable[[], bool], launcher: subprocess.Popen[bytes], folder: Path
+) -> None:
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while not reached():
         if launcher.poll() is not None or time.monotonic() > deadline:
-            raise UserError("the run ended or stood still before it was to be killed; see its logs")
+            raise UserError(f"the run ended or stands still:\n{_log(folder)[-2000:]}")
         time.sleep(0.05)
 
 
@@ -125,6 +127,7 @@ def _last_step(metrics: Path) -> int:
 
 
 def _log(folder: Path) -> str:
+    """What the first process has printed in both runs."""
     return (folder / "logs" / "process-0000.log").read_text()
 
 

@@ -22,10 +22,10 @@ def make_host_memory_ready(state: Any) -> threading.Thread:
             given away at once.
     """
     shards = [
-        (shard.data.shape, leaf.dtype, shard.device)
+        (leaf.sharding.shard_shape(leaf.shape), leaf.dtype, device)
         for leaf in jax.tree.leaves(state)
-        for shard in leaf.addressable_shards
-        if shard.device.platform == "gpu"
+        for device in leaf.sharding.addressable_devices
+        if device.platform == "gpu"
     ]
     thread = threading.Thread(target=_fill, args=(shards,), daemon=True)
     thread.start()
