@@ -30,35 +30,38 @@ from dongwu_jax.errors import UserError
 
 _HERE = Path(__file__).parent
 _PEAK_TFLOPS = 989.0  # H100 SXM, bfloat16, by its datasheet
-_REHEARSAL = {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    "CUDA_VISIBLE_DEVICES": "",
-}
+_REHEARSED_GPUS, _REHEARSED_PROCESSES = 8, 2
 
 
 def main(command_line: list[str] | None = None) -> int:
     """Measure one of the four."""
     options = _parse(command_line)
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
-    count, kind = (8, "virtual CPU device") if options.rehearse else gpus_here()
+    count, kind = (_REHEARSED_GPUS, "virtual CPU device") if options.rehearse else gpus_here()
     print(json.dumps({"gpus": count, "gpu": kind}), flush=True)
-    environment = _REHEARSAL if options.rehearse else {"JAX_PLATFORMS": "cuda"}
     if options.what == "speed":
-        _speed(options, count, environment)
+        _speed(options, count)
         return 0
     script = {"numerics": "multigpu_numerics.py", "checkpoint": "multigpu_checkpoint.py"}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         if options.what == "recovery":
             from multigpu_recovery import kill_and_recover
 
-            if options.rehearse:  # as many processes as two cores can run, a device each
-                count, environment = 2, environment | {"XLA_FLAGS": ""}
-            print(json.dumps(kill_and_recover(Path(folder), count, environment)), flush=True)
+            processes = _REHEARSED_PROCESSES if options.rehearse else count
+            found = kill_and_recover(Path(folder), processes, _environment(options, 1))
+            print(json.dumps(found), flush=True)
             return 0
         run = [sys.executable, str(_HERE / script[options.what]), str(count), folder]
         run += ["--rehearse"] if options.rehearse else []
-        return subprocess.run(run, env=os.environ | environment).returncode
+        return subprocess.run(run, env=os.environ | _environment(options, count)).returncode
+
+
+def _environment(options: argparse.Namespace, devices: int) -> dict[str, str]:
+    """Where a process finds its devices, of which it has so many when nothing but rehearsed."""
+    if not options.rehearse:
+        return {"JAX_PLATFORMS": "cuda"}
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def _parse(command_line: list[str] | None) -> argparse.Namespace:
@@ -81,13 +84,14 @@ def _parse(command_line: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(command_line)
 
 
-def _speed(options: argparse.Namespace, count: int, environment: dict[str, str]) -> None:
+def _speed(options: argparse.Namespace, count: int) -> None:
     known = cases(count)
     for name in options.only or known:
         if name not in known:
             raise UserError(f"--only {name}: not among {', '.join(known)}")
         case, gpus = known[name], 1 if known[name].one_gpu else count
         config = case.config(count, options.rehearse)
+        environment = _environment(options, gpus)
         found = compare(config, gpus, options.steps, environment, options.xla)
         line = {"case": name, "gpus": gpus, "layers": config.model.num_layers} | found
         if "tflops" in found:
