@@ -7,11 +7,11 @@ from train_cases import SLICES
 
 from dongwu_jax.config import RunConfig, overlay, parse_config
 
-# Layers that fit on so many GPUs of 80 GB; on eight, all.
+# Layers that fit on so many GPUs of 80 GB.
 _LAYERS: dict[str, dict[int, int]] = {
     "7b": {8: 32, 4: 32, 2: 16},
-    "13b": {8: 40, 4: 32, 2: 16},
-    "31b": {8: 60, 4: 24, 2: 12},
+    "13b": {8: 40, 4: 28, 2: 16},
+    "31b": {8: 44, 4: 22, 2: 11},
 }
 _WIDTHS = SLICES | {
     "31b": {"hidden_size": 6656, "intermediate_size": 17920, "num_heads": 52, "num_layers": 60}
@@ -98,6 +98,7 @@ def _weak_scaling(gpus: int) -> dict[str, Case]:
 
 def _whole_models(gpus: int) -> dict[str, Case]:
     half = gpus // 2
+    pipe = {"pipe": half, "fsdp": 2} if half > 1 else {"pipe": gpus}
 
     def settings(rows: int, mesh: dict[str, int], **training: Any) -> dict[str, Any]:
         return {
@@ -110,8 +111,8 @@ def _whole_models(gpus: int) -> dict[str, Case]:
         "fsdp_minimal": settings(1, {"fsdp": gpus}, remat="minimal"),
         "tensor": settings(2 * gpus, {"tensor": gpus}),
         "tensor_fsdp": settings(2 * half, {"tensor": half, "fsdp": 2}),
-        "pipe_fsdp": settings(1, {"pipe": half, "fsdp": 2}),
-        "pipe_virtual_fsdp": settings(1, {"pipe": half, "fsdp": 2}, virtual_stages=2),
+        "pipe": settings(1, pipe),
+        "pipe_virtual": settings(1, pipe, virtual_stages=2),
     }
     found = {
         f"{model}_{name}": Case(model, changes, peer_rows=4 if name == "fsdp" else None)
