@@ -18,7 +18,8 @@ from dongwu_jax.data.indexed_dataset_writer import IndexedDatasetWriter
 from dongwu_jax.errors import UserError
 
 _LAUNCHER = Path(__file__).parents[1] / "tools" / "launch" / "host_processes.sh"
-_STEPS, _SAVED_EVERY, _KILLED_AFTER, _LENGTH, _VOCABULARY = 40, 10, 15, 256, 512
+# Enough steps that a fast GPU is still at them when it is killed.
+_STEPS, _SAVED_EVERY, _KILLED_AFTER, _LENGTH, _VOCABULARY = 300, 100, 150, 64, 512
 _PATIENCE_SECONDS = 240
 
 
