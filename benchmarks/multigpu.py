@@ -22,7 +22,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from multigpu_cases import Case, cases
+from multigpu_cases import cases
+from multigpu_recovery import kill_and_recover
 from plan_check import compare, gpus_here
 
 from dongwu_jax.command_line import positive_int, run_command_line
@@ -30,7 +31,8 @@ from dongwu_jax.errors import UserError
 
 _HERE = Path(__file__).parent
 _PEAK_TFLOPS = 989.0  # H100 SXM, bfloat16, by its datasheet
-_REHEARSED_GPUS, _REHEARSED_PROCESSES = 8, 2
+_RECOVERY_STEPS = 300  # so many that fast GPUs are still at them when one process is killed
+_REHEARSED_GPUS, _REHEARSED_RECOVERY = 8, (2, 30)
 
 
 def main(command_line: list[str] | None = None) -> int:
@@ -42,18 +44,22 @@ def main(command_line: list[str] | None = None) -> int:
     if options.what == "speed":
         _speed(options, count)
         return 0
-    script = {"numerics": "multigpu_numerics.py", "checkpoint": "multigpu_checkpoint.py"}
+    if options.what == "numerics":
+        return _child(options, count, "multigpu_numerics.py")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        if options.what == "recovery":
-            from multigpu_recovery import kill_and_recover
+        if options.what == "checkpoint":
+            return _child(options, count, "multigpu_checkpoint.py", folder)
+        processes, steps = _REHEARSED_RECOVERY if options.rehearse else (count, _RECOVERY_STEPS)
+        found = kill_and_recover(Path(folder), processes, _environment(options, 1), steps)
+    print(json.dumps(found), flush=True)
+    return 0
 
-            processes = _REHEARSED_PROCESSES if options.rehearse else count
-            found = kill_and_recover(Path(folder), processes, _environment(options, 1))
-            print(json.dumps(found), flush=True)
-            return 0
-        run = [sys.executable, str(_HERE / script[options.what]), str(count), folder]
-        run += ["--rehearse"] if options.rehearse else []
-        return subprocess.run(run, env=os.environ | _environment(options, count)).returncode
+
+def _child(options: argparse.Namespace, count: int, script: str, *arguments: str) -> int:
+    """Another script's exit code; it prints for itself."""
+    run = [sys.executable, str(_HERE / script), str(count), *arguments]
+    run += ["--rehearse"] if options.rehearse else []
+    return subprocess.run(run, env=os.environ | _environment(options, count)).returncode
 
 
 def _environment(options: argparse.Namespace, devices: int) -> dict[str, str]:
@@ -98,13 +104,11 @@ def _speed(options: argparse.Namespace, count: int) -> None:
             line["mfu"] = round(found["tflops"] / _PEAK_TFLOPS, 3)
         peer = case.peer(count)
         if peer and not options.without_peer and not options.rehearse:
-            line |= _peer(case, peer, count, options.steps, found)
+            line |= _peer(peer, count, options.steps, found)
         print(json.dumps(line), flush=True)
 
 
-def _peer(
-    case: Case, shape: dict[str, int], count: int, steps: int, ours: dict[str, Any]
-) -> dict[str, Any]:
+def _peer(shape: dict[str, int], count: int, steps: int, ours: dict[str, Any]) -> dict[str, Any]:
     """PyTorch's step on the same tokens, and how much longer it takes than ours."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     torchrun += [f"--nproc-per-node={count}", str(_HERE / "fsdp_peer.py")]

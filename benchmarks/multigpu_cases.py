@@ -13,9 +13,7 @@ _LAYERS: dict[str, dict[int, int]] = {
     "13b": {8: 40, 4: 28, 2: 16},
     "31b": {8: 44, 4: 22, 2: 11},
 }
-_WIDTHS = SLICES | {
-    "31b": {"hidden_size": 6656, "intermediate_size": 17920, "num_heads": 52, "num_layers": 60}
-}
+_WIDTHS = SLICES | {"31b": {"hidden_size": 6656, "intermediate_size": 17920, "num_heads": 52}}
 # What virtual CPU devices can run.
 _REHEARSED_SIZE = {"hidden_size": 64, "intermediate_size": 128, "num_heads": 8, "num_layers": 16}
 _REHEARSED_LENGTH = 64

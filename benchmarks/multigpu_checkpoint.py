@@ -86,8 +86,12 @@ def _read(config: RunConfig) -> dict[str, Any]:
 
 def _checksum(state: TrainState) -> float:
     """The same for the same weights in the same layout."""
-    leaves = jax.tree.leaves(state.parameters)
-    return float(sum(jax.numpy.sum(jax.numpy.abs(leaf)) for leaf in leaves))
+
+    @jax.jit  # one program: many at once can starve one another on virtual devices
+    def total(leaves: list[jax.Array]) -> jax.Array:
+        return sum((jax.numpy.sum(jax.numpy.abs(leaf)) for leaf in leaves), jax.numpy.float32(0))
+
+    return float(total(jax.tree.leaves(state.parameters)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Twenty steps of a small model in layouts over all GPUs, against one of them.
 
-    python benchmarks/multigpu_numerics.py GPUS FOLDER [--rehearse]      (multigpu.py calls it)
+    python benchmarks/multigpu_numerics.py GPUS [--rehearse]      (multigpu.py calls it)
 
 In float32 and in bfloat16, with heads as wide as cuDNN's attention takes. Prints a JSON line a
 layout as `layouts.py` does, and ends with 1 if one differs by more than its format explains.
@@ -62,7 +62,6 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("gpus", type=int)
-    parser.add_argument("folder", help="unused: nothing is written")
     parser.add_argument("--rehearse", action="store_true", help="in float32 alone")
     options = parser.parse_args()
     failed = False

@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +19,48 @@ from dongwu_jax.data.indexed_dataset_writer import IndexedDatasetWriter
 from dongwu_jax.errors import UserError
 
 _LAUNCHER = Path(__file__).parents[1] / "tools" / "launch" / "host_processes.sh"
-# Enough steps that a fast GPU is still at them when it is killed.
-_STEPS, _SAVED_EVERY, _KILLED_AFTER, _LENGTH, _VOCABULARY = 300, 100, 150, 64, 512
+_LENGTH, _VOCABULARY = 64, 512
 _PATIENCE_SECONDS = 240
 
 
-def kill_and_recover(folder: Path, count: int, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Kill a process of the run after some steps, start the run again, and let it end.
+def kill_and_recover(
+    folder: Path, count: int, environment: Mapping[str, str], steps: int
+) -> dict[str, Any]:
+    """Kill a process of the run half-way, start the run again, and let it end.
 
     Args:
         folder: for data and run.
         count: processes, one a GPU.
+        steps: of the run, which saves after every third of them.
 
     Returns:
         Seconds from the kill until the launcher has ended, its status, seconds from the second
         start until the first new step, the steps that were done twice.
     """
     _write_data(folder)
-    metrics = folder / "run" / "metrics.jsonl"
-    first = _start(folder, count, environment)
-    _wait_until(lambda: _last_step(metrics) >= _KILLED_AFTER, first, folder)
-    reached = _last_step(metrics)
-    victim = _processes_of(first.pid)[-1]
-    killed = time.perf_counter()
-    os.kill(victim, signal.SIGKILL)
-    status = first.wait(_PATIENCE_SECONDS)
-    ended = time.perf_counter() - killed
-    reached = max(reached, _last_step(metrics))
-    again = time.perf_counter()
-    second = _start(folder, count, environment)
-    saved = reached // _SAVED_EVERY * _SAVED_EVERY
-    _wait_until(lambda: "resumed at step" in _log(folder), second, folder)
-    size = len(metrics.read_text().splitlines())
-    _wait_until(lambda: len(metrics.read_text().splitlines()) != size, second, folder)
-    going = time.perf_counter() - again
+    _write_run(folder, count, steps)
+    metrics, saved_every = folder / "run" / "metrics.jsonl", steps // 3
+    with _launched(folder, count, environment) as first:
+        _wait_until(lambda: _last_step(metrics) >= steps // 2, first, folder)
+        killed = time.perf_counter()
+        os.kill(_processes_of(first.pid)[-1], signal.SIGKILL)
+        status = first.wait(_PATIENCE_SECONDS)
+        ended = time.perf_counter() - killed
+    reached, again = _last_step(metrics), time.perf_counter()
+    with _launched(folder, count, environment) as second:
+        _wait_until(lambda: "resumed at step" in _log(folder), second, folder)
+        size = len(metrics.read_text().splitlines())
+        _wait_until(lambda: len(metrics.read_text().splitlines()) != size, second, folder)
+        going = time.perf_counter() - again
+        second_status = second.wait(_PATIENCE_SECONDS)
     return {
         "processes": count,
         "killed_after_step": reached,
         "launcher_ended_seconds": round(ended, 1),
         "launcher_status": status,
         "training_again_seconds": round(going, 1),
-        "steps_done_twice_at_most": reached - saved,
-        "second_status": second.wait(_PATIENCE_SECONDS),
+        "steps_done_twice_at_most": reached % saved_every,
+        "second_status": second_status,
         "last_step": _last_step(metrics),
     }
 
@@ -72,7 +73,7 @@ def _write_data(folder: Path) -> None:
             writer.add_document(rng.integers(_VOCABULARY, size=size, dtype=np.uint16), [size])
 
 
-def _start(folder: Path, count: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _write_run(folder: Path, count: int, steps: int) -> None:
     sections = {
         "model": {
             "vocab_size": _VOCABULARY,
@@ -88,26 +89,37 @@ def _start(folder: Path, count: int, environment: Mapping[str, str]) -> subproce
             "split": "100,0,0",
         },
         "mesh": {"fsdp": count},
-        "training": {"global_batch_size": 8, "micro_batch_size": 1, "duration": _STEPS},
-        "checkpoint": {"directory": str(folder / "run" / "checkpoints"), "interval": _SAVED_EVERY},
+        "training": {"global_batch_size": 8, "micro_batch_size": 1, "duration": steps},
+        "checkpoint": {"directory": str(folder / "run" / "checkpoints"), "interval": steps // 3},
         "logging": {"directory": str(folder / "run"), "interval": 1},
     }
-    path = folder / "run.yaml"
-    path.write_text(dump_config(parse_config(sections, "recovery")))
+    (folder / "run.yaml").write_text(dump_config(parse_config(sections, "recovery")))
+
+
+@contextmanager
+def _launched(
+    folder: Path, count: int, environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The launcher of the run; it and its processes are gone afterwards."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     launcher = [str(_LAUNCHER), "--coordinator", f"localhost:{port}", "--num-processes", str(count)]
     launcher += ["--first-process", "0", "--local-processes", str(count)]
     launcher += ["--log-directory", str(folder / "logs"), "--"]
-    train = [sys.executable, "-m", "dongwu_jax.train", "--config", str(path)]
-    return subprocess.Popen(
+    train = [sys.executable, "-m", "dongwu_jax.train", "--config", str(folder / "run.yaml")]
+    process = subprocess.Popen(
         [*launcher, *train],
         env=os.environ | dict(environment),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def _wait_until(

@@ -53,9 +53,10 @@ def main(command_line: list[str] | None = None) -> int:
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # a child: this run, and nothing else
     options = parser.parse_args(command_line)
     if options.measure:
+        from train_step import xla_option
+
         config = parse_config(json.loads(options.measure), "run")
-        xla_options = dict(option.split("=", 1) for option in options.xla)
-        print(json.dumps(_measure(config, options.steps, xla_options)))
+        print(json.dumps(_measure(config, options.steps, dict(map(xla_option, options.xla)))))
         return 0
     count, kind = gpus_here()
     for name in options.only or _layouts(count):
@@ -132,13 +133,13 @@ def compare(
     if child.returncode:
         return planned | {"failed": child.stderr[-2000:]}
     measured = json.loads(child.stdout.splitlines()[-1])
-    pace = plan.step_time.total / measured["seconds"] - 1
     memory = plan.peak_bytes / 2**30 / measured["gib"] - 1
+    pace = plan.step_time.total / measured["seconds"] - 1
     off = {"memory_off": round(memory, 3), "seconds_off": round(pace, 3)}
     return planned | measured | off
 
 
-def _measure(config: RunConfig, steps: int, xla_options: dict[str, str]) -> dict[str, Any]:
+def _measure(config: RunConfig, steps: int, xla_options: dict[str, str | bool]) -> dict[str, Any]:
     """Run the training step on random tokens and the GPUs that are here."""
     import jax
     import numpy as np

@@ -44,7 +44,7 @@ def main(command_line: list[str] | None = None) -> int:
     options = _parse(command_line)
     if options.measure:
         config = parse_config(json.loads(options.measure), "case")
-        xla = dict(map(_xla_option, options.xla))
+        xla = dict(map(xla_option, options.xla))
         print(json.dumps(_measure(config, options.steps, options.profile, xla)))
         return 0
     names = options.only or list(CASES)
@@ -101,7 +101,8 @@ def _parse(command_line: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(command_line)
 
 
-def _xla_option(text: str) -> tuple[str, str | bool]:
+def xla_option(text: str) -> tuple[str, str | bool]:
+    """NAME=VALUE as JAX takes it."""
     name, _, value = text.partition("=")
     return name, {"true": True, "false": False}.get(value, value)
 

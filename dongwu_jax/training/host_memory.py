@@ -27,20 +27,20 @@ def make_host_memory_ready(state: Any) -> threading.Thread:
         for device in leaf.sharding.addressable_devices
         if device.platform == "gpu"
     ]
-    thread = threading.Thread(target=_fill, args=(shards,), daemon=True)
+    # No daemon: the interpreter must not end while a thread is inside the driver.
+    thread = threading.Thread(target=_fill, args=(shards,))
     thread.start()
     return thread
 
 
 def _fill(shards: list[tuple[tuple[int, ...], np.dtype, jax.Device]]) -> None:
-    """Hold an array of each kind at once, then let go of all."""
+    """Hold an array of each kind at once, then let go of all; stop when the run has ended."""
+    held: list[jax.Array] = []
     try:
-        held = [
-            jax.device_put(
-                np.empty(shape, dtype), SingleDeviceSharding(device, memory_kind="pinned_host")
-            )
-            for shape, dtype, device in shards
-        ]
-        jax.block_until_ready(held)
+        for shape, dtype, device in shards:
+            if not threading.main_thread().is_alive():
+                return
+            pinned = SingleDeviceSharding(device, memory_kind="pinned_host")
+            held.append(jax.block_until_ready(jax.device_put(np.empty(shape, dtype), pinned)))
     except Exception as error:  # whatever it is, training goes on without
         logger.warning("no host memory for a copy of the state, as a checkpoint needs: %s", error)
