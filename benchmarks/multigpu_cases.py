@@ -86,11 +86,11 @@ def cases(gpus: int) -> dict[str, Case]:
 
 def _weak_scaling(gpus: int) -> dict[str, Case]:
     """Four layers of 13B with the same tokens a GPU, on one GPU and on all."""
-    settings = {"training": {"micro_batch_size": 2, "remat": "minimal"}}
+    settings = {"training": {"micro_batch_size": 4, "remat": "minimal"}}
     split = overlay(settings, {"mesh": {"fsdp": gpus}})
     return {
         "weak_1": Case("13b", settings, layers=4, one_gpu=True),
-        f"weak_{gpus}": Case("13b", split, layers=4, peer_rows=2, peer_checkpointing=False),
+        f"weak_{gpus}": Case("13b", split, layers=4, peer_rows=4, peer_checkpointing=False),
     }
 
 

@@ -22,6 +22,7 @@ from dongwu_jax.config import RunConfig, overlay, parse_config
 
 # Settings of the run, and options of XLA's, by what they try.
 CHANGES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "remat_none": ({"training": {"remat": "none"}}, []),
     "remat_minimal": ({"training": {"remat": "minimal"}}, []),
     "remat_qkv_attention": ({"training": {"remat": "qkv_attention"}}, []),
     "remat_attention": ({"training": {"remat": "attention"}}, []),

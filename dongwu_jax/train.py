@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     # Joined first: a process that then fails, be it over the configuration, tells the others.
     cluster = _cluster(options)
+    _allow_all_host_memory()
     with joined(cluster, timeout):
         config = load_config(options.config, options.overrides)
         # Around loading, too: opening the data is where a shared file system hangs.
@@ -50,8 +51,14 @@ def _cluster(options: argparse.Namespace) -> Cluster | None:
     )
 
 
-def _print_config(config: RunConfig) -> None:
+def _allow_all_host_memory() -> None:
     # Only now, here and below: importing JAX takes seconds, and --help should not.
+    from dongwu_jax.training.host_memory import allow_all_host_memory
+
+    allow_all_host_memory(os.environ)
+
+
+def _print_config(config: RunConfig) -> None:
     from dongwu_jax.interop.initial_weights import resolve_initial_weights
 
     print(dump_config(resolve_initial_weights(config)[0]), end="")

@@ -22,6 +22,7 @@ from dongwu_jax.models.projection import Project, project
 from dongwu_jax.models.remat import rematerialize
 from dongwu_jax.models.rope import apply_rotary, rotary_tables
 from dongwu_jax.parallel.context import Attend
+from dongwu_jax.parallel.embedding import column_owners, own_rows, tokens_of_all
 from dongwu_jax.parallel.sharding import constrain, constrain_both_ways
 from dongwu_jax.parallel.weights import use_weight
 
@@ -147,14 +148,15 @@ class Llama(nnx.Module):
             self.lm_head = weight((width, rows), "embed", "vocab")
         self.config = config
 
-    def embed(self, tokens: jax.Array, table: jax.Array | None = None) -> jax.Array:
-        """int32 [batch, length] -> [batch, length, embed].
-
-        Args:
-            table: the embedding matrix in use, when many calls shall share it.
-        """
-        table = in_use(self.embed_tokens) if table is None else table
-        return constrain(lookup(table, tokens), "batch", "residual_length", "hidden")
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """int32 [batch, length] -> [batch, length, embed]."""
+        owners = column_owners(self.embed_tokens.get_metadata("axes"))
+        if owners:
+            columns = lookup(self.embed_tokens[...], tokens_of_all(tokens, owners))
+            embedded = own_rows(columns, owners)
+        else:
+            embedded = lookup(in_use(self.embed_tokens), tokens)
+        return constrain(embedded, "batch", "residual_length", "hidden")
 
     def hidden_states(
         self,

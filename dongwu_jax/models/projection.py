@@ -1,5 +1,6 @@
 """Products of activations with weights: as they come, or in 8-bit floating point."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -8,6 +9,7 @@ from flax import nnx
 
 from dongwu_jax.config.sections import PrecisionConfig
 from dongwu_jax.models import fp8
+from dongwu_jax.parallel.weights import gradient_dtype
 
 Project = Callable[[jax.Array, nnx.Param], jax.Array]
 """([batch, length, in...], [in..., out...]) -> [batch, length, out...]"""
@@ -36,9 +38,40 @@ def project(x: jax.Array, weight: nnx.Param) -> jax.Array:
     Returns:
         [batch, length, out...].
     """
-    return jnp.tensordot(x, weight[...], axes=x.ndim - 2)
+    return _times(x, weight[...], gradient_dtype(weight.get_metadata("axes")))
 
 
 def project_fp8(x: jax.Array, weight: nnx.Param) -> jax.Array:
     """The product of operands rounded to 8 bits (see `fp8.py`), shapes as in `project`."""
     return fp8.product(x, weight.get_value())
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _times(x: jax.Array, weight: jax.Array, summed_dtype: str | None) -> jax.Array:
+    return jnp.tensordot(x, weight, axes=x.ndim - 2)
+
+
+_Operands = tuple[jax.Array, jax.Array]
+
+
+def _forward(
+    x: jax.Array, weight: jax.Array, summed_dtype: str | None
+) -> tuple[jax.Array, _Operands]:
+    return _times(x, weight, summed_dtype), (x, weight)
+
+
+def _backward(summed_dtype: str | None, operands: _Operands, gradient: jax.Array) -> _Operands:
+    """As differentiation has them, but the weight's comes out of its product in the dtype in which
+    devices sum it: XLA leaves out the rounding in between, and with it two passes over memory."""
+    x, weight = operands
+    inputs = x.ndim - 2
+    outputs = tuple(range(2, gradient.ndim)), tuple(range(inputs, weight.ndim))
+    of_x = jax.lax.dot_general(gradient, weight, (outputs, ((), ())))
+    dtype = jnp.promote_types(weight.dtype, summed_dtype or weight.dtype)
+    of_weight = jax.lax.dot_general(
+        x, gradient, (((0, 1), (0, 1)), ((), ())), preferred_element_type=dtype
+    )
+    return of_x, of_weight.astype(weight.dtype)
+
+
+_times.defvjp(_forward, _backward)

@@ -81,13 +81,13 @@ def send_around(x: jax.Array, mesh_axis: str, shift: int, axes: LogicalAxes) -> 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def all_to_all(
-    x: jax.Array, mesh_axis: str, split_dim: int, concat_dim: int, axes: LogicalAxes
+    x: jax.Array, mesh_axes: tuple[str, ...], split_dim: int, concat_dim: int, axes: LogicalAxes
 ) -> jax.Array:
-    """Split dimension `split_dim` among the devices of an axis and join what they send along
-    `concat_dim`; differentiable."""
+    """Split dimension `split_dim` among the devices of some axes, the first outermost, and join
+    what they send along `concat_dim`; differentiable."""
     exchange = functools.partial(
         jax.lax.all_to_all,
-        axis_name=mesh_axis,
+        axis_name=mesh_axes,
         split_axis=split_dim,
         concat_axis=concat_dim,
         tiled=True,
@@ -96,15 +96,20 @@ def all_to_all(
 
 
 def _exchange_forward(
-    x: jax.Array, mesh_axis: str, split_dim: int, concat_dim: int, axes: LogicalAxes
+    x: jax.Array, mesh_axes: tuple[str, ...], split_dim: int, concat_dim: int, axes: LogicalAxes
 ) -> tuple[jax.Array, None]:
-    return all_to_all(x, mesh_axis, split_dim, concat_dim, axes), None
+    return all_to_all(x, mesh_axes, split_dim, concat_dim, axes), None
 
 
 def _exchange_backward(
-    mesh_axis: str, split_dim: int, concat_dim: int, axes: LogicalAxes, _: None, g: jax.Array
+    mesh_axes: tuple[str, ...],
+    split_dim: int,
+    concat_dim: int,
+    axes: LogicalAxes,
+    _: None,
+    gradient: jax.Array,
 ) -> tuple[jax.Array]:
-    return (all_to_all(g, mesh_axis, concat_dim, split_dim, axes),)
+    return (all_to_all(gradient, mesh_axes, concat_dim, split_dim, axes),)
 
 
 all_to_all.defvjp(_exchange_forward, _exchange_backward)

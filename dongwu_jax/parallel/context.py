@@ -22,9 +22,9 @@ def ulysses(attend: Attend) -> Attend:
     """Attention over the whole sequence, for parts of it: exchange heads for positions and back."""
 
     def exchanged(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        query = all_to_all(query, "context", _HEAD, _LENGTH, _HEADS)
-        key = all_to_all(key, "context", _HEAD, _LENGTH, _KV_HEADS)
-        value = all_to_all(value, "context", _HEAD, _LENGTH, _KV_HEADS)
-        return all_to_all(attend(query, key, value), "context", _LENGTH, _HEAD, _HEADS)
+        query = all_to_all(query, ("context",), _HEAD, _LENGTH, _HEADS)
+        key = all_to_all(key, ("context",), _HEAD, _LENGTH, _KV_HEADS)
+        value = all_to_all(value, ("context",), _HEAD, _LENGTH, _KV_HEADS)
+        return all_to_all(attend(query, key, value), ("context",), _LENGTH, _HEAD, _HEADS)
 
     return exchanged

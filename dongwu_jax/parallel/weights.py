@@ -93,6 +93,16 @@ def is_joined(axes: LogicalAxes) -> bool:
     return sharding is not None and bool(weight_layout(sharding, axes).per_use)
 
 
+def gradient_dtype(axes: LogicalAxes) -> str | None:
+    """The dtype in which devices that join such a weight for every use sum its gradient.
+
+    Returns:
+        None where it is not joined: the weight's own.
+    """
+    sharding = current_sharding()
+    return sharding.grad_reduce_dtype if sharding and is_joined(axes) else None
+
+
 def largest_of_all(largest: jax.Array, axes: LogicalAxes) -> jax.Array:
     """The largest of a scalar that each device found in its own part of a weight.
 
@@ -220,7 +230,7 @@ class WeightExchange:
         """[all layers, ...] as stored -> [virtual stages, layers of a piece, ...] of this stage."""
         stacked = _stacked(layout)
         if "pipe" in layout.per_step:
-            own = all_to_all(stack, "pipe", 0, stacked.dim, stacked.axes)
+            own = all_to_all(stack, ("pipe",), 0, stacked.dim, stacked.axes)
         else:
             count = self.num_layers // self.sharding.size("pipe")
             first = jax.lax.axis_index("pipe") * count
@@ -234,7 +244,7 @@ class WeightExchange:
         stacked = _stacked(layout)
         narrow = own.astype(self.sharding.grad_reduce_dtype)
         if "pipe" in layout.per_step:
-            whole = all_to_all(narrow, "pipe", stacked.dim, 0, stacked.axes)
+            whole = all_to_all(narrow, ("pipe",), stacked.dim, 0, stacked.axes)
         else:
             whole = all_gather(narrow, ("pipe",), 0, stacked.axes)
         return whole.astype(own.dtype)

@@ -90,13 +90,14 @@ def expected_totals(config: RunConfig, device_count: int) -> list[CollectiveTota
 def negligible_bytes(config: RunConfig, device_count: int, axes: tuple[str, ...]) -> int:
     """No call of what `expected_collectives` leaves out puts in more, over these axes.
 
-    Sums of scalars: the loss, the norm of every gradient. Over tensor also four values a token of
-    a micro batch: statistics of the loss, tokens and labels.
+    Sums of scalars: the loss, the norm of every gradient. Of a micro batch, over tensor four values
+    a token (statistics of the loss, tokens and labels), over what splits the embedding its tokens.
     """
     shape = config.mesh_shape(device_count)
     scalars = len(named_parameters(abstract_parameters(config.model))) + 3
     tokens = config.training.micro_batch_size * config.data.sequence_length // shape["context"]
-    return 4 * max(scalars, 4 * tokens if "tensor" in axes else 0)
+    values = 4 if "tensor" in axes else 1 if set(axes) <= set(_PER_USE) else 0
+    return 4 * max(scalars, values * tokens)
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,10 @@ class _Step:
             yield _Term("reduce-scatter", axes, self.reduce, weight.scatters, whole)
             yield from self._fetch(weight, used)
             yield from self._give_back(weight, used)
+        # Embedded tokens come from the devices that hold columns, and their gradients go there.
+        split = self.shape["tensor"] if self.sequence_parallel else 1
+        lookups = 2 * self.micro_batches
+        yield _Term("all-to-all", self._columns(), self.compute, lookups, self.stream // split)
 
     def tensor(self) -> Iterator[_Term]:
         """Megatron's: the sequence is joined before a block's halves and scattered after them.
@@ -273,14 +278,18 @@ class _Step:
         """How often a step joins such weights, and scatters their gradients."""
         if name.startswith("layers."):
             return 2 * self.block_runs, self.block_runs  # the backward pass joins them again
-        lookups, head = self.rounds, self.head_runs
+        head, lookups = self.head_runs, 0 if self._columns() else self.micro_batches
         if name == "embed_tokens" and not self.config.model.tie_word_embeddings:
-            return lookups, self.micro_batches
+            return lookups, lookups
         if name == "embed_tokens":
             # Without a pipeline the lookup and the head share one joined matrix.
             shared = lookups + head if self.shape["pipe"] > 1 else head
-            return shared, self.micro_batches + head
+            return shared, lookups + head
         return head, head
+
+    def _columns(self) -> tuple[str, ...]:
+        """The axes over which devices share the columns of the embedding."""
+        return self._split(("embed",), _PER_USE)
 
     def _split(self, axes: LogicalAxes, among: tuple[str, ...]) -> tuple[str, ...]:
         """Which of some mesh axes split a weight with these logical axes."""

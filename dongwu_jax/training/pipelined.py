@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dongwu_jax.config import RunConfig
-from dongwu_jax.models.llama import Attend, RotaryTables, block_function, in_use
+from dongwu_jax.models.llama import Attend, RotaryTables, block_function
 from dongwu_jax.models.parameters import Parameters, bind, block_state, block_structure
 from dongwu_jax.models.projection import projections
 from dongwu_jax.models.rope import rotary_tables
@@ -111,10 +111,8 @@ class Pipelined:
 
     def _embed(self, outer: Parameters, tokens: jax.Array) -> jax.Array:
         """int32 [micro batches, batch, length] -> [micro batches, batch, length, embed]."""
-        model = bind(self.config.model, outer)
-        table = in_use(model.embed_tokens)
         # One by one: of many at once the compiler would rather copy the table to all devices.
-        return jax.lax.map(lambda tokens: model.embed(tokens, table), tokens)
+        return jax.lax.map(bind(self.config.model, outer).embed, tokens)
 
     def _own_share(self, outputs: jax.Array, batch: Batch) -> tuple[jax.Array, Batch]:
         """The micro batches whose loss this stage computes: the last stage's outputs divided."""

@@ -215,7 +215,8 @@ def test_what_gpus_would_exchange(name: str) -> None:
 
 
 def _hand_written(config: RunConfig) -> set[tuple[str, tuple[str, ...], str]]:
-    """Kind, axes and dtype of the collectives in the program that XLA is given, but scalars."""
+    """Kind, axes and dtype of the collectives in the program that XLA is given, but scalars
+    and tokens."""
     mesh = make_sharding(config, jax.devices()).mesh
     found = set()
     for kind, groups, shape in _COLLECTIVE.findall(_lower(config).as_text()):
@@ -225,7 +226,7 @@ def _hand_written(config: RunConfig) -> set[tuple[str, tuple[str, ...], str]]:
             list(map(int, group.split(","))) for group in re.findall(r"\[([\d, ]+)\]", groups)
         ]
         axes = axes_within(members, mesh) or tuple(axis for axis in mesh.shape if axis in named)
-        if sizes and axes:
+        if sizes and axes and dtype != "i32":
             found.add((kind.replace("_", "-"), axes, dtype))
     return found
 

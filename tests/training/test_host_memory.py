@@ -1,5 +1,7 @@
 """Pinned host memory made ready: on CPUs nothing is, and nothing that goes wrong ends a run."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,3 +41,17 @@ def test_a_failure_is_a_warning(monkeypatch, caplog):
     monkeypatch.setattr(jax, "device_put", fail)
     host_memory._fill([((1,), np.dtype(np.float32), jax.devices()[0])])
     assert "no host memory" in caplog.text
+
+
+def test_the_pool_may_grow_as_far_as_the_hosts_memory():
+    environment: dict[str, str] = {}
+    host_memory.allow_all_host_memory(environment)
+    (limit,) = environment.values()
+    kibibytes = int(Path("/proc/meminfo").read_text().split()[1])
+    assert int(limit) == max(64, kibibytes >> 20)
+
+
+def test_a_limit_that_is_set_wins():
+    environment = {"XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB": "7"}
+    host_memory.allow_all_host_memory(environment)
+    assert environment == {"XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB": "7"}
