@@ -34,11 +34,24 @@ def main() -> int:
     busy, exposed = communication(events)
     if busy:
         print(f"{1e3 * busy:.1f} ms of NCCL, {1e3 * exposed:.1f} ms of it with nothing beside it")
+    for purpose, spent in by_purpose(events).most_common():
+        print(f"{1e3 * spent:8.2f} ms {spent / total:6.1%} {purpose}")
+    print()
     for name, spent in seconds.most_common(options.rows):
         print(f"{1e3 * spent:8.2f} ms {spent / total:6.1%} {calls[name]:5d} x {name}")
     return 0
 
 
+# Parts of kernels' names, the first that is found; the rest are element-wise, sums and copies.
+_PURPOSES = {
+    "nccl": "exchanges",
+    "sdpa": "attention",
+    "flash": "attention",
+    "cudnn": "attention",
+    "nvjet": "matrix products",
+    "gemm": "matrix products",
+    "cutlass": "matrix products",
+}
 Kernel = tuple[str, float, float]
 """Name, start and end in seconds."""
 
@@ -62,6 +75,15 @@ def read_kernels(folder: Path) -> list[Kernel]:
         for event in line.events
     ]
     return sorted(events, key=lambda event: event[1])
+
+
+def by_purpose(events: list[Kernel]) -> Counter[str]:
+    """Seconds of kernels: matrix products, attention, exchanges, everything else."""
+    seconds: Counter[str] = Counter()
+    for name, start, end in events:
+        parts = (part for part in _PURPOSES if part in name.lower())
+        seconds[_PURPOSES.get(next(parts, ""), "everything else")] += end - start
+    return seconds
 
 
 def communication(events: list[Kernel]) -> tuple[float, float]:

@@ -177,11 +177,13 @@ def _measure(config: RunConfig, steps: int, xla_options: dict[str, str | bool]) 
             state, metrics = compiled(state, batch)
             jax.block_until_ready(metrics)
         busy, exposed = communication(read_kernels(Path(folder)))
+    memory = compiled.memory_analysis()
     took, length = float(np.median(seconds[1:])), config.data.sequence_length
     tokens_a_gpu = config.training.global_batch_size * length / len(jax.devices())
     flops = tokens_a_gpu * flops_per_token(config.model, length, "V2")
     return {
         "gib": round(memory_in_use() / 2**30, 2),
+        "compiled_gib": round(memory.peak_memory_in_bytes / 2**30, 2) if memory else None,
         "seconds": round(took, 3),
         "tflops": round(flops / took / 1e12),
         "communication": round(busy / took, 3),

@@ -44,9 +44,11 @@ def estimate_memory(config: RunConfig, mesh_shape: Mapping[str, int]) -> MemoryE
     block = blocks * mesh_shape["pipe"] / model.num_layers
     joined = 0.0
     if mesh_shape["fsdp"] * mesh_shape["context"] > 1:
-        # Two blocks' weights, one of them fetched ahead; the gradient of one before it is summed.
+        # Two blocks' weights, one of them fetched ahead, and the head; the gradient of one before it
+        # is summed. The embedding is not joined.
+        head = outside if model.tie_word_embeddings else outside / 2
         reduced = width + _BYTES[config.precision.grad_reduce_dtype]
-        joined = 2 * width * block + width * outside + reduced * max(block, outside / 2)
+        joined = 2 * width * block + width * head + reduced * max(block, head)
     tokens = config.training.micro_batch_size * config.data.sequence_length / mesh_shape["context"]
     chunk = config.training.loss_chunk_tokens * config.training.micro_batch_size or tokens
     logits = 3 * width * min(chunk, tokens) * model.vocab_rows / tensor
