@@ -98,6 +98,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "mesh": {"fsdp": 4, "tensor": 2},
         "sharding": {"rules": {"heads": None, "kv_heads": None, "norm": ["fsdp"]}},
     },
+    "vocabulary_split_fsdp2_pipe2_data2": {
+        "mesh": {"fsdp": 2, "pipe": 2, "data": 2},
+        "sharding": {"rules": {"vocab": ["fsdp"], "embed": None}},
+    },
     "gqa_tensor4_kv_repeated": {
         "mesh": {"data": 2, "tensor": 4},
         "model": GQA,

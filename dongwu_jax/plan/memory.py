@@ -44,8 +44,8 @@ def estimate_memory(config: RunConfig, mesh_shape: Mapping[str, int]) -> MemoryE
     block = blocks * mesh_shape["pipe"] / model.num_layers
     joined = 0.0
     if mesh_shape["fsdp"] * mesh_shape["context"] > 1:
-        # Two blocks' weights, one of them fetched ahead, and the head; the gradient of one before it
-        # is summed. The embedding is not joined.
+        # Two blocks' weights, one of them fetched ahead, and the head, but not the embedding; the
+        # gradient of one before it is summed.
         head = outside if model.tie_word_embeddings else outside / 2
         reduced = width + _BYTES[config.precision.grad_reduce_dtype]
         joined = 2 * width * block + width * head + reduced * max(block, head)
