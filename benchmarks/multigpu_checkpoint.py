@@ -22,7 +22,7 @@ from dongwu_jax.config import RunConfig, overlay, parse_config
 from dongwu_jax.models.parameters import parameter_count
 from dongwu_jax.parallel.layout import make_sharding
 from dongwu_jax.training.checkpoints import Checkpoints
-from dongwu_jax.training.host_memory import allow_all_host_memory, make_host_memory_ready
+from dongwu_jax.training.host_memory import allow_most_host_memory, make_host_memory_ready
 from dongwu_jax.training.state import StartingPoint, TrainState, abstract_state, initial_state
 
 
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--rehearse", action="store_true", help="a tiny model")
     parser.add_argument("--read", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    allow_all_host_memory(os.environ)
+    allow_most_host_memory(os.environ)
     config = cases(options.gpus)["13b_fsdp"].config(options.gpus, options.rehearse)
     place = {"checkpoint": {"directory": str(options.folder / "checkpoints")}}
     config = parse_config(overlay(config.model_dump(mode="json"), place), "checkpoint")

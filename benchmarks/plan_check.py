@@ -4,9 +4,10 @@
     python benchmarks/plan_check.py [--only fsdp tensor] [--layers 4] [--steps 4]
 
 Layers of 13B (5120/13824, 4096 tokens, vocabulary 32,000) on all GPUs of this machine, each layout
-in a process of its own: the step is planned and compiled as `python -m dongwu_jax.plan` does, then
-run. Prints a JSON line a layout: GiB and seconds, planned and measured, and the shares of a step in
-which the first GPU exchanges something, and in which it does nothing else.
+in a process of its own: the step runs, and is planned meanwhile as `python -m dongwu_jax.plan`
+does. Prints a JSON line a layout: GiB and seconds, planned and measured (`compiled_gib`: by the
+program that ran), and the shares of a step in which the first GPU exchanges something, and in which
+it does nothing else.
 """
 
 import argparse
@@ -125,8 +126,11 @@ def compare(
     run += [word for option in xla_options for word in ("--xla", option)]
     pipe = subprocess.PIPE
     child = subprocess.Popen(run, env=environment, stdout=pipe, stderr=pipe, text=True)
-    plan = compile_plan(sketch_plan(config, find_gpu("h100"), count), backend)  # meanwhile
-    output, errors = child.communicate()
+    try:  # meanwhile
+        plan = compile_plan(sketch_plan(config, find_gpu("h100"), count), backend)
+        output, errors = child.communicate()
+    finally:
+        child.kill()  # if planning failed
     planned = {
         "planned_gib": round(plan.peak_bytes / 2**30, 2),
         "closed_form_gib": round(plan.estimate.total / 2**30, 2),

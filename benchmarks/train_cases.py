@@ -5,7 +5,7 @@ from typing import Any
 
 from dongwu_jax.config import RunConfig, overlay, parse_config
 
-# Width, feed-forward and heads of a model, and how many of its layers fit with their state.
+# Width, feed-forward and heads of a model, and layers of which every case fits with their state.
 SLICES: dict[str, dict[str, int]] = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_heads": 32, "num_layers": 6},
     "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_heads": 40, "num_layers": 4},

@@ -93,10 +93,10 @@ def _checkpoint(folder: Path, gigabytes: float) -> dict[str, Any]:
     from dongwu_jax.models.parameters import parameter_count
     from dongwu_jax.parallel.layout import make_sharding
     from dongwu_jax.training.checkpoints import Checkpoints
-    from dongwu_jax.training.host_memory import allow_all_host_memory, make_host_memory_ready
+    from dongwu_jax.training.host_memory import allow_most_host_memory, make_host_memory_ready
     from dongwu_jax.training.state import StartingPoint, TrainState, initial_state
 
-    allow_all_host_memory(os.environ)
+    allow_most_host_memory(os.environ)
     layers = max(1, round((gigabytes * 1e9 / 12 - 2 * 32000 * 4096) / 202e6))
     model = {"num_layers": layers, "hidden_size": 4096, "intermediate_size": 11008, "num_heads": 32}
     config = _run({"model": model, "checkpoint": {"directory": str(folder / "checkpoints")}}, 10)

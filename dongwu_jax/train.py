@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     # Joined first: a process that then fails, be it over the configuration, tells the others.
     cluster = _cluster(options)
-    _allow_all_host_memory()
+    _allow_most_host_memory()
     with joined(cluster, timeout):
         config = load_config(options.config, options.overrides)
         # Around loading, too: opening the data is where a shared file system hangs.
@@ -51,11 +51,11 @@ def _cluster(options: argparse.Namespace) -> Cluster | None:
     )
 
 
-def _allow_all_host_memory() -> None:
+def _allow_most_host_memory() -> None:
     # Only now, here and below: importing JAX takes seconds, and --help should not.
-    from dongwu_jax.training.host_memory import allow_all_host_memory
+    from dongwu_jax.training.host_memory import allow_most_host_memory
 
-    allow_all_host_memory(os.environ)
+    allow_most_host_memory(os.environ)
 
 
 def _print_config(config: RunConfig) -> None:

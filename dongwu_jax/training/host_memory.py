@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,17 +13,29 @@ from jax.sharding import SingleDeviceSharding
 
 logger = logging.getLogger(__name__)
 
-_LIMIT = "XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"
+_LIMIT, _SHARE = "XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", 0.8
+_CONTAINER_LIMITS = (  # of Linux control groups, version 2 and 1
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
-def allow_all_host_memory(environment: MutableMapping[str, str]) -> None:
-    """Let the pool of pinned memory grow as far as this host's memory; call before JAX starts.
+def allow_most_host_memory(environment: MutableMapping[str, str]) -> None:
+    """Let the pool of pinned memory grow to most of this host's memory; call before JAX starts.
 
-    XLA stops at 64 GB, less than one process of eight GPUs needs for a checkpoint of 13B (156 GB).
-    The pool takes nothing before it is needed. A limit that is set already wins.
+    XLA stops at 64 GB, less than one process of eight GPUs needs for a checkpoint of 13B (156 GB),
+    and more than a small container has. A limit that is set already wins.
     """
+    environment.setdefault(_LIMIT, str(max(1, int(_SHARE * _memory_bytes()) >> 30)))
+
+
+def _memory_bytes() -> int:
+    """What this process may use: of the host, or of its container."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    environment.setdefault(_LIMIT, str(max(64, total >> 30)))
+    for file in _CONTAINER_LIMITS:
+        text = file.read_text().strip() if file.is_file() else "max"
+        total = min(total, int(text)) if text.isdigit() else total
+    return total
 
 
 def make_host_memory_ready(state: Any) -> threading.Thread:

@@ -54,14 +54,14 @@ def _estimated_gib(remat: str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("remat", "compiled"), [("none", 79.1), ("minimal", 64.4), ("attention", 39.0), ("full", 36.2)]
+    ("remat", "compiled"), [("none", 79.1), ("minimal", 64.4), ("attention", 38.4), ("full", 36.4)]
 )
 def test_the_peak_of_a_step_compiled_for_eight_h100(remat: str, compiled: float) -> None:
     assert _estimated_gib(remat) == pytest.approx(compiled, rel=0.1)
 
 
 def test_what_waits_on_the_host_counts_as_if_it_were_kept() -> None:
-    """XLA may bring it back early: compiled, 36.9 GiB here, but 60 at 32,768 tokens."""
+    """XLA may bring it back early: compiled, 36.1 GiB here, but 53 at 32,768 tokens."""
     assert _estimated_gib("offload") == _estimated_gib("attention")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dongwu_jax.training import host_memory
 
@@ -43,15 +44,29 @@ def test_a_failure_is_a_warning(monkeypatch, caplog):
     assert "no host memory" in caplog.text
 
 
-def test_the_pool_may_grow_as_far_as_the_hosts_memory():
+def test_the_pool_may_grow_to_most_of_the_hosts_memory(monkeypatch):
+    monkeypatch.setattr(host_memory, "_CONTAINER_LIMITS", ())
     environment: dict[str, str] = {}
-    host_memory.allow_all_host_memory(environment)
+    host_memory.allow_most_host_memory(environment)
     (limit,) = environment.values()
     kibibytes = int(Path("/proc/meminfo").read_text().split()[1])
-    assert int(limit) == max(64, kibibytes >> 20)
+    assert int(limit) == int(0.8 * kibibytes) >> 20
+
+
+@pytest.mark.parametrize(("written", "limit"), [("10737418240", "8"), ("max", None)])
+def test_a_container_has_less(tmp_path, monkeypatch, written, limit):
+    file = tmp_path / "memory.max"
+    file.write_text(f"{written}\n")
+    monkeypatch.setattr(host_memory, "_CONTAINER_LIMITS", (tmp_path / "missing", file))
+    environment: dict[str, str] = {}
+    host_memory.allow_most_host_memory(environment)
+    whole: dict[str, str] = {}
+    monkeypatch.setattr(host_memory, "_CONTAINER_LIMITS", ())
+    host_memory.allow_most_host_memory(whole)
+    assert environment == ({host_memory._LIMIT: limit} if limit else whole)
 
 
 def test_a_limit_that_is_set_wins():
     environment = {"XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB": "7"}
-    host_memory.allow_all_host_memory(environment)
+    host_memory.allow_most_host_memory(environment)
     assert environment == {"XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB": "7"}
