@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -20,23 +18,8 @@ from pydantic import (
 )
 
 from dongwu_jax.config.durations import Duration
-
-
-class Section(BaseModel):
-    """A group of settings; immutable once read. Numbers are finite: JSON has no others."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class RopeScaling(Section):
-    """How rotary positions are stretched beyond the length a model was trained on."""
-
-    type: Literal["linear"] = Field(
-        "linear", description="linear: Position Interpolation, positions divided by `factor`"
-    )
-    factor: Annotated[float, Field(ge=1.0)] = Field(
-        description="new context length / original context length, e.g. 8 for 4k -> 32k"
-    )
+from dongwu_jax.config.rope_scaling import RopeScaling
+from dongwu_jax.config.section import Section
 
 
 class ModelConfig(Section):
@@ -92,6 +75,16 @@ class ModelConfig(Section):
             raise ValueError(
                 f"head_dim={self.width_per_head} is odd; rotary embeddings need an even head_dim"
             )
+        scaling = self.rope_scaling
+        if scaling and scaling.type == "ntk" and self.width_per_head == 2:
+            raise ValueError("rope_scaling.type=ntk needs heads wider than 2")
+        if scaling and scaling.original_max_position_embeddings:
+            original = scaling.original_max_position_embeddings
+            if original > self.max_position_embeddings:
+                raise ValueError(
+                    f"rope_scaling.original_max_position_embeddings={original} is above "
+                    f"max_position_embeddings={self.max_position_embeddings}, the extended length"
+                )
         if self.vocab_rows < self.vocab_size:
             raise ValueError(
                 f"padded_vocab_size={self.vocab_rows} is smaller than vocab_size={self.vocab_size}"

@@ -6,6 +6,7 @@ import numpy as np
 
 from dongwu_jax.interop.model_source import StoredName
 from dongwu_jax.interop.tensors import model_tensors
+from dongwu_jax.models.rope_frequencies import with_new_base
 from dongwu_jax.training.checkpoint_folders import newest_step, tokenizer_folder
 from dongwu_jax.training.checkpoints import WeightReader
 
@@ -17,7 +18,7 @@ class CheckpointSource:
 
     def __init__(self, path: Path):
         self._weights = WeightReader(path)
-        self.config = self._weights.config
+        self.config = with_new_base(self._weights.config)  # no other format has NTK scaling
         self.dtype = self._weights.dtype
         self.tokenizer = tokenizer_folder(path)
         self.iteration = self._weights.iteration or None  # 0: weights without a history

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from dongwu_jax.config import ModelConfig
-from dongwu_jax.config.sections import RopeScaling
+from dongwu_jax.config.rope_scaling import RopeScaling
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.gguf_tokenizer import write_gguf_tokenizer
 from dongwu_jax.interop.tensors import halves_from_pairs, model_tensors

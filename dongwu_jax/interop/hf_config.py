@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from dongwu_jax.config import ModelConfig
-from dongwu_jax.config.sections import RopeScaling
 from dongwu_jax.errors import UserError
+from dongwu_jax.interop.hf_rope import read_rope, write_rope
 
 Json = dict[str, Any]
 
@@ -54,10 +54,8 @@ def parse_hugging_face_config(fields: Json, path: Path) -> ModelConfig:
         UserError: as `read_hugging_face_config`.
     """
     _check_supported(fields, path)
-    theta, scaling = _read_rope(fields, path)
     length = _required(fields, "max_position_embeddings", path)
-    if scaling is not None:  # written by convention before scaling; the extended length beside it
-        length = fields.get("max_sequence_length") or _scaled(length, scaling.factor, path)
+    theta, scaling, extended = read_rope(fields, path)
     settings = {
         "vocab_size": _required(fields, "vocab_size", path),
         "hidden_size": _required(fields, "hidden_size", path),
@@ -66,7 +64,7 @@ def parse_hugging_face_config(fields: Json, path: Path) -> ModelConfig:
         "num_heads": _required(fields, "num_attention_heads", path),
         "num_kv_heads": fields.get("num_key_value_heads"),
         "head_dim": fields.get("head_dim"),
-        "max_position_embeddings": length,
+        "max_position_embeddings": extended or length,
         "rms_norm_eps": fields.get("rms_norm_eps", 1e-6),  # the default of transformers
         "rope_theta": theta,
         "rope_scaling": scaling,
@@ -87,21 +85,10 @@ def parse_hugging_face_config(fields: Json, path: Path) -> ModelConfig:
 def hugging_face_config(config: ModelConfig, dtype: str, token_ids: Json) -> Json:
     """The `config.json` of an exported model.
 
-    The rope settings stand both at the top level (transformers 4, vLLM) and in `rope_parameters`
-    (transformers 5): a reader that finds only the other's spelling silently uses its defaults. With
-    linear scaling `max_position_embeddings` is the length before scaling, because vLLM multiplies
-    it by the factor; the factor is always a float, because vLLM fails on an integer.
-
     Args:
         dtype: format in which the weights are stored, by name.
         token_ids: `bos_token_id`, `eos_token_id` and the like.
     """
-    rope: Json = {"rope_type": "default"}
-    length = config.max_position_embeddings
-    if config.rope_scaling is not None:
-        factor = float(config.rope_scaling.factor)
-        rope = {"rope_type": config.rope_scaling.type, "factor": factor}
-        length = -int(-length // factor)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -115,12 +102,8 @@ def hugging_face_config(config: ModelConfig, dtype: str, token_ids: Json) -> Jso
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.width_per_head,
         "hidden_act": "silu",
-        "max_position_embeddings": length,
-        "max_sequence_length": config.max_position_embeddings,
+        **write_rope(config),
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None if config.rope_scaling is None else rope,
-        "rope_parameters": rope | {"rope_theta": config.rope_theta},
         "tie_word_embeddings": config.tie_word_embeddings,
         "attention_bias": config.qkv_bias,
         "mlp_bias": False,
@@ -159,49 +142,3 @@ def _check_supported(fields: Json, path: Path) -> None:
         raise UserError(f"{path}: sliding_window={window}; attention over a window is unsupported")
     if kind == "qwen2" and fields.get("use_sliding_window"):
         raise UserError(f"{path}: use_sliding_window=true; attention over a window is unsupported")
-
-
-def _read_rope(fields: Json, path: Path) -> tuple[float, RopeScaling | None]:
-    """Base and scaling of rotary positions; `rope_scaling` wins, as in transformers."""
-    parameters = fields.get("rope_parameters") or {}
-    scaling = fields.get("rope_scaling") or parameters
-    if not isinstance(scaling, dict) or not isinstance(parameters, dict):
-        raise UserError(f"{path}: rope_scaling and rope_parameters must be JSON objects or null")
-    theta = _first_given("rope_theta", scaling, parameters, fields, default=10000.0)
-    rotated = _first_given("partial_rotary_factor", scaling, parameters, fields, default=1.0)
-    if rotated != 1.0:
-        raise UserError(f"{path}: partial_rotary_factor={rotated}; only whole heads are rotated")
-    factor = scaling.get("factor")
-    kind = scaling.get("rope_type", scaling.get("type"))
-    if kind is None and factor is not None:
-        raise UserError(
-            f"{path}: rope_scaling.factor={factor!r} has no rope_type beside it; "
-            "add one, such as 'linear'"
-        )
-    if kind in (None, "default"):
-        return theta, None
-    if kind != "linear":
-        raise UserError(
-            f"{path}: rope_scaling.rope_type={kind!r}; only 'default' and 'linear' are supported"
-        )
-    try:
-        return theta, RopeScaling(type="linear", factor=factor)
-    except ValidationError:
-        raise UserError(
-            f"{path}: rope_scaling.factor={factor!r} must be a finite number of at least 1"
-        ) from None
-
-
-def _scaled(length: int, factor: float, path: Path) -> int:
-    try:
-        return round(length * factor)
-    except OverflowError:
-        raise UserError(
-            f"{path}: max_position_embeddings times rope_scaling.factor={factor:g} is not a length "
-            "that a model can have"
-        ) from None
-
-
-def _first_given(name: str, *places: Json, default: float) -> float:
-    given = (place[name] for place in places if place.get(name) is not None)
-    return next(given, default)

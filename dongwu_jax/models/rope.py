@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from dongwu_jax.config import ModelConfig
-from dongwu_jax.models.rope_frequencies import inverse_frequencies
+from dongwu_jax.models.rope_frequencies import attention_factor, inverse_frequencies
 from dongwu_jax.parallel.sharding import constrain
 
 
 def rotary_tables(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of the rotation angles.
+    """Cosines and sines of the rotation angles, times the attention factor of the scaling.
 
     Args:
         positions: int32 [batch, length].
@@ -18,8 +18,9 @@ def rotary_tables(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array,
         Two float32 arrays [batch, length, 1, head_dim / 2], to broadcast over heads.
     """
     angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(config)
+    factor = attention_factor(config)
     cosine, sine = (
-        constrain(table[:, :, None, :], "batch", "length", "each_head", "each_pair")
+        constrain(factor * table[:, :, None, :], "batch", "length", "each_head", "each_pair")
         for table in (jnp.cos(angles), jnp.sin(angles))
     )
     return cosine, sine

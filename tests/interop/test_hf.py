@@ -10,6 +10,7 @@ from conversions import convert_to
 from reference_models import (
     TINY,
     TOKENIZER_VOCAB,
+    our_logits,
     random_llama,
     random_tokens,
     randomize_vectors,
@@ -20,11 +21,12 @@ from reference_models import (
 from safetensors.numpy import load_file, save_file
 
 from dongwu_jax.config import ModelConfig
-from dongwu_jax.config.sections import RopeScaling
+from dongwu_jax.config.rope_scaling import RopeScaling
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.atomic_folder import new_folder
 from dongwu_jax.interop.hf_config import hugging_face_config, read_hugging_face_config
 from dongwu_jax.interop.hf_export import HuggingFaceTarget
+from dongwu_jax.interop.loading import load_parameters
 from dongwu_jax.interop.sources import open_source
 from dongwu_jax.models.parameters import initial_parameters, named_parameters
 from dongwu_jax.models.rope_frequencies import inverse_frequencies
@@ -41,6 +43,8 @@ FOUR = {  # the spelling of transformers 4
     "rope_theta": 5e5,
     "rope_scaling": {"type": "linear", "factor": 2},
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
 def _read(tmp_path, fields):
@@ -76,7 +80,27 @@ def test_config_of_transformers_5(tmp_path):
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"quantization_config": {}}, "quantization_config"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type='dynamic'"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "factor=None"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 0.5}},
+            "beta_slow=1 must be below beta_fast=0.5",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": "a"}},
+            "rope_scaling.low_freq_factor='a'",
+        ),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "yarn",
+                    "factor": "x",
+                    "mscale": 1,
+                    "mscale_all_dim": 2,
+                }
+            },
+            "factor='x', mscale=1",
+        ),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor=None"),
         ({"rope_scaling": {"factor": 2.0}}, "factor=2.0 has no rope_type"),
         ({"rope_scaling": None, "rope_parameters": {"factor": 2.0}}, "factor=2.0 has no rope_type"),
@@ -118,8 +142,10 @@ def test_written_config_has_both_spellings_and_reads_back():
         {"tie_word_embeddings": True, "num_key_value_heads": 2},
         {"attention_bias": True, "head_dim": 10},
         {"rope_parameters": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500.0}},
+        {"rope_parameters": YARN | {"rope_theta": 500.0}},
+        {"rope_parameters": LLAMA3 | {"rope_theta": 500.0}},
     ],
-    ids=["untied", "tied gqa", "biases", "linear scaling"],
+    ids=["untied", "tied gqa", "biases", "linear scaling", "yarn", "llama3"],
 )
 def test_transformers_loads_our_export(tmp_path, changes):
     model = random_llama(**changes)
@@ -339,3 +365,19 @@ def test_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path):
     with pytest.raises(UserError, match=f"has {TOKENIZER_VOCAB} tokens"):
         convert_to(source, tmp_path / "out", "hf", tokenizer=train_tiny_tokenizer(tmp_path))
     assert not (tmp_path / "out").exists()
+
+
+def test_ntk_scaling_is_exported_as_another_base(tmp_path):
+    """Only our checkpoints know it by name; transformers computes the same with a new base."""
+    source = open_source(save(random_llama(), tmp_path / "in"))
+    scaled = source.config.model_copy(update={"rope_scaling": RopeScaling(type="ntk", factor=4)})
+    source.config = scaled
+    checkpoint = open_source(convert_to(source, tmp_path / "checkpoint", "dongwu"))
+    convert_to(checkpoint, tmp_path / "out", "hf")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokens = random_tokens(TINY["vocab_size"])
+    ours = our_logits(scaled, load_parameters(source.read, scaled), tokens)
+    theirs = transformers_logits(again, tokens)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    plain = transformers_logits(random_llama(), tokens)
+    assert np.abs(theirs - plain).max() > 1e-2

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 from reference_models import random_llama, save
 
 from dongwu_jax.config import ModelConfig
-from dongwu_jax.config.sections import RopeScaling
+from dongwu_jax.config.rope_scaling import RopeScaling
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.loading import load_parameters, resolve_model_config
 from dongwu_jax.interop.sources import open_source

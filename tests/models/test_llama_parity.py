@@ -42,6 +42,24 @@ SHAPES = {
     "linear scaling": {
         "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
     },
+    "yarn": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "rope_theta": 500.0,
+        }
+    },
+    "llama3": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "rope_theta": 500.0,
+        }
+    },
     "epsilon": {"rms_norm_eps": 0.1},
     "qkv bias": {"attention_bias": True},
 }

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dongwu_jax.config import ModelConfig
-from dongwu_jax.config.sections import RopeScaling
+from dongwu_jax.config.rope_scaling import RopeScaling
 from dongwu_jax.errors import UserError
 
 # Fields that change what is computed, each with the values that mean a Llama. An absent field means

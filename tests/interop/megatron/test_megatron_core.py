@@ -6,7 +6,7 @@ import torch
 from megatron_models import load_with_torch, random_weights, small_config, write_checkpoint
 from reference_models import our_logits, random_tokens
 
-from dongwu_jax.config.sections import RopeScaling
+from dongwu_jax.config.rope_scaling import RopeScaling
 from dongwu_jax.interop.megatron.export import MegatronLayout
 from dongwu_jax.models.parameters import parameter_tree
 

@@ -13,7 +13,7 @@ from megatron_models import (
     write_checkpoint,
 )
 
-from dongwu_jax.config.sections import RopeScaling
+from dongwu_jax.config.rope_scaling import RopeScaling
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.megatron.export import MegatronLayout, MegatronTarget, padded_vocab_size
 from dongwu_jax.interop.megatron.source import MegatronSource

@@ -12,7 +12,7 @@ from reference_models import our_logits
 from safetensors.numpy import load_file
 
 from dongwu_jax.config import ModelConfig
-from dongwu_jax.config.sections import RopeScaling
+from dongwu_jax.config.rope_scaling import RopeScaling
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.hf import HuggingFaceSource
 from dongwu_jax.interop.loading import load_parameters
