@@ -188,9 +188,9 @@ def _train(tour: Tour, config: RunConfig) -> tuple[dict[str, Any], dict[str, Any
 def _evaluate(tour: Tour, model: Path, name: str) -> dict[str, Any]:
     result = tour.out / f"perplexity_{name}.json"
     arguments = ["--model", str(model), "--data", str(tour.out / "corpus" / "validation.jsonl")]
-    limits = ["--length", "256", "--max-tokens", tour.evaluation_tokens, "--json", str(result)]
+    limits = ["--lengths", "256", "--max-tokens", tour.evaluation_tokens, "--json", str(result)]
     _run(["tools/evaluate.py", "perplexity", *arguments, *limits])
-    return json.loads(result.read_text("utf-8"))
+    return json.loads(result.read_text("utf-8"))["results"][0]
 
 
 def _export_and_generate(tour: Tour) -> str:

@@ -21,7 +21,7 @@ from dongwu_jax.parallel.sharding import LogicalSharding, resolve_rules
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 EVERY_FILE = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
-MODELS = ("7b", "13b", "13b_32k", "31b", "65b", "132b")
+MODELS = ("7b", "13b", "extend_13b_32k", "31b", "65b", "132b")
 RUNS = [f"{model}{layout}" for model in MODELS for layout in ("", "_a100", "_h100")]
 VARIANTS = [f"vocab125696/{run}" for run in RUNS]
 
@@ -29,14 +29,14 @@ VARIANTS = [f"vocab125696/{run}" for run in RUNS]
 COUNTS = {
     "7b": {32_000: 6_738_415_616, 125_696: 7_505_973_248},
     "13b": {32_000: 13_015_864_320, 125_696: 13_975_311_360},
-    "13b_32k": {32_000: 13_015_864_320, 125_696: 13_975_311_360},
+    "extend_13b_32k": {32_000: 13_015_864_320, 125_696: 13_975_311_360},
     "31b": {32_000: 29_497_040_896, 125_696: 31_032_156_160},
     "65b": {32_000: 64_908_173_312, 125_696: 66_443_288_576},
     "132b": {32_000: 131_247_845_376, 125_696: 133_550_518_272},
 }
 # devices, mesh (pipe, data, tensor), micro batch
 ORIGINAL = {
-    "13b_32k": (32, (1, 4, 8), 1),
+    "extend_13b_32k": (32, (1, 4, 8), 1),
     "31b": (32, (2, 2, 8), 12),
     "65b": (32, (4, 1, 8), 4),
     "132b": (64, (8, 1, 8), 3),
@@ -76,7 +76,7 @@ def test_every_run_is_there_with_its_variant() -> None:
     }
 
 
-@pytest.mark.parametrize("model", [model for model in MODELS if model != "13b_32k"])
+@pytest.mark.parametrize("model", [model for model in MODELS if model != "extend_13b_32k"])
 def test_the_architecture_alone_has_the_published_size(model: str) -> None:
     config = load(f"models/{model}")
     assert parameter_count(abstract_parameters(config.model)) == COUNTS[model][32_000]
@@ -141,7 +141,7 @@ def test_the_layouts_of_the_original(name: str) -> None:
     assert config.training.remat in ("none", "minimal")  # no matrix product is computed twice
 
 
-@pytest.mark.parametrize("name", [run for run in RUNS if not run.startswith("13b_32k")])
+@pytest.mark.parametrize("name", [run for run in RUNS if not run.startswith("extend_13b_32k")])
 def test_the_pretraining_recipe_of_the_original(name: str) -> None:
     config = load(name)
     assert config.data.sequence_length == 2048
@@ -152,16 +152,26 @@ def test_the_pretraining_recipe_of_the_original(name: str) -> None:
     assert config.optimizer.learning_rate == config.schedule.min_learning_rate == 2.5e-5
 
 
-@pytest.mark.parametrize("name", ["13b_32k", "13b_32k_a100", "13b_32k_h100"])
-def test_the_extension_recipe_of_the_original(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [
+        ("extend_7b_8k", 8192),
+        ("extend_13b_32k", 32_768),
+        ("extend_13b_32k_a100", 32_768),
+        ("extend_13b_32k_h100", 32_768),
+    ],
+)
+def test_the_extension_recipe_of_the_original(name: str, length: int) -> None:
     config = load(name)
-    assert config.data.sequence_length == config.model.max_position_embeddings == 32_768
+    assert config.data.sequence_length == config.model.max_position_embeddings == length
     assert config.model.rope_scaling is not None
-    assert config.model.rope_scaling.factor == 8
+    assert config.model.rope_scaling.type == "linear"
+    assert config.model.rope_scaling.factor * 4096 == length
     assert (config.steps, config.training.global_batch_size) == (1000, 128)
     assert config.schedule.type == "cosine"
-    assert config.schedule.warmup.in_steps(128, 32_768) == 30
+    assert config.schedule.warmup.in_steps(128, length) == 30
     assert config.optimizer.learning_rate == 2e-5
+    assert config.optimizer.weight_decay == 0.01
     assert config.schedule.min_learning_rate == 2e-6
 
 

@@ -1,13 +1,15 @@
 """Evaluate a model.
 
 Example:
-  python tools/evaluate.py perplexity --model export/finance --data held_out.jsonl --length 2048
+  python tools/evaluate.py perplexity --model export/finance --data held_out.jsonl --lengths 2048
 """
 
 import argparse
+import functools
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 from rich.progress import (
@@ -23,7 +25,11 @@ from rich.text import Text
 
 from dongwu_jax.command_line import run_command_line
 from dongwu_jax.errors import UserError
+from dongwu_jax.evaluate.windows import Protocol
 from dongwu_jax.output_files import check_output_file, write_output_file
+
+if TYPE_CHECKING:
+    from dongwu_jax.evaluate.perplexity import Perplexity
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,22 +41,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _perplexity(options: argparse.Namespace) -> None:
     # Only now: importing JAX takes seconds, and --help should not.
-    from dongwu_jax.evaluate.perplexity import chunked_perplexity
+    from dongwu_jax.evaluate.perplexity import measure, plan_tasks
     from dongwu_jax.evaluate.texts import read_token_stream
     from dongwu_jax.interop.inference import load_model
 
     console = Console(stderr=True)
-    if options.length < 1:
-        raise UserError(f"--length {options.length}: must be at least 1")
-    if options.max_tokens is not None and options.max_tokens < 1:
-        raise UserError(f"--max-tokens {options.max_tokens}: must be at least 1")
-    if options.json is not None:
-        check_output_file(options.json)
+    _check_perplexity_options(options)
     model = load_model(options.model, options.dtype, options.tokenizer)
-    longest = model.config.max_position_embeddings
-    if options.length > longest:
-        console.print(f"note: --length {options.length} is beyond the model's {longest} positions")
     stream = read_token_stream(options.data, model.tokenizer, options.max_tokens)
+    tasks = plan_tasks(stream, model.tokenizer, options.protocol, options.lengths, options.stride)
+    longest = model.config.max_position_embeddings
+    for length in options.lengths:
+        if length > longest:
+            console.print(f"note: --lengths {length} is beyond the model's {longest} positions")
     columns = (
         "{task.description}",
         BarColumn(),
@@ -58,22 +61,46 @@ def _perplexity(options: argparse.Namespace) -> None:
         _Rate(),
         TimeRemainingColumn(),
     )
+    results = []
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("tokens", total=len(stream.tokens) - 1)
-        result = chunked_perplexity(
-            model.config,
-            model.parameters,
-            stream,
-            options.length,
-            model.tokenizer.bos_id,
-            progress=lambda tokens: bar.advance(task, tokens),
+        for planned in tasks:
+            task = bar.add_task(f"length {planned.length}", total=planned.spans.num_scored)
+            result = measure(
+                model.config,
+                model.parameters,
+                stream,
+                planned,
+                model.tokenizer.bos_id,
+                progress=functools.partial(bar.advance, task),
+            )
+            results.append(_as_record(result))
+    about = {"model": str(options.model), "data": str(options.data), "dtype": model.dtype}
+    _show(about, results)
+    if options.json is not None:
+        content = json.dumps(about | {"results": results}, indent=2, ensure_ascii=False) + "\n"
+        write_output_file(options.json, content.encode())
+
+
+def _check_perplexity_options(options: argparse.Namespace) -> None:
+    if options.max_tokens is not None and options.max_tokens < 1:
+        raise UserError(f"--max-tokens {options.max_tokens}: must be at least 1")
+    for length in options.lengths:
+        if length < 1:
+            raise UserError(f"--lengths {length}: must be at least 1")
+    if options.protocol == "sliding" and not 1 <= options.stride <= min(options.lengths):
+        raise UserError(
+            f"--stride {options.stride}: must be from 1 to the shortest of --lengths, "
+            f"{min(options.lengths)}"
         )
-    report: dict[str, Any] = {
+    if options.json is not None:
+        check_output_file(options.json)
+
+
+def _as_record(result: "Perplexity") -> dict[str, Any]:
+    return {
         "protocol": result.protocol,
-        "model": str(options.model),
-        "data": str(options.data),
-        "dtype": model.dtype,
         "length": result.length,
+        "stride": result.stride,
         "documents": result.documents,
         "tokens": result.tokens,
         "bytes": result.num_bytes,
@@ -81,11 +108,11 @@ def _perplexity(options: argparse.Namespace) -> None:
         "perplexity": result.perplexity,
         "bits_per_byte": result.bits_per_byte,
         "tokens_per_second": result.tokens_per_second,
+        "by_position": [
+            {"first": part.first, "last": part.last, "perplexity": math.exp(part.loss)}
+            for part in result.by_position
+        ],
     }
-    _show(report)
-    if options.json is not None:
-        content = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-        write_output_file(options.json, content.encode())
 
 
 class _Rate(ProgressColumn):
@@ -95,11 +122,48 @@ class _Rate(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:,.0f} tokens/s")
 
 
-def _show(report: dict[str, Any]) -> None:
-    table = Table("measure", "value", title="perplexity")
-    for name, value in report.items():
-        table.add_row(name, f"{value:,.4f}" if isinstance(value, float) else str(value))
-    Console().print(table)
+def _show(about: dict[str, str], results: list[dict[str, Any]]) -> None:
+    """A column for each length, and below them perplexity by position."""
+    title = f"perplexity, protocol {results[0]['protocol']}"
+    table = Table("measure", *(f"length {result['length']}" for result in results), title=title)
+    for name, value in about.items():
+        table.add_row(name, value)
+    for name in list(results[0])[2:-1]:
+        values = [result[name] for result in results]
+        if values[0] is not None:
+            table.add_row(name, *map(_figure, values))
+    console = Console()
+    console.print(table)
+    if any(result["by_position"] for result in results):
+        console.print(_positions(results))
+
+
+def _positions(results: list[dict[str, Any]]) -> Table:
+    """Perplexity by tokens of context, a column for each length."""
+    heads = (f"length {result['length']}" for result in results)
+    table = Table("tokens of context", *heads, title="perplexity by position in the window")
+    columns = [
+        {(part["first"], part["last"]): part["perplexity"] for part in result["by_position"]}
+        for result in results
+    ]
+    for first, last in sorted({ends for column in columns for ends in column}):
+        cells = (column.get((first, last)) for column in columns)
+        table.add_row(f"{first} to {last}", *("" if x is None else _figure(x) for x in cells))
+    return table
+
+
+def _figure(value: float | int) -> str:
+    return f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _lengths(text: str) -> list[int]:
+    """Whole numbers separated by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: write whole numbers separated by commas, e.g. 4096,8192"
+        ) from None
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -109,10 +173,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     perplexity = commands.add_parser(
         "perplexity",
         help="perplexity and bits per byte on text",
-        description="Perplexity by the protocol 'chunked': documents joined by the end token, cut "
-        "into disjoint windows, every token predicted once from its own window.",
+        description="Perplexity by one of three protocols. chunked: documents joined by the end "
+        "token, cut into disjoint windows, every token predicted once from its own window. "
+        "sliding: each document by itself, a window moved on by --stride, scoring the tokens that "
+        "are new. truncate: the first tokens of each document that is long enough for all lengths.",
         epilog="example: python tools/evaluate.py perplexity --model export/finance "
-        "--data held_out.jsonl --length 2048 --json result.json",
+        "--data held_out.jsonl --protocol sliding --lengths 2048,4096 --json result.json",
     )
     add = perplexity.add_argument
     add("--model", type=Path, required=True, help="Hugging Face folder, .gguf file or checkpoint")
@@ -122,7 +188,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         required=True,
         help=".jsonl (key text), a text file, or the prefix of a .bin/.idx dataset",
     )
-    add("--length", type=int, default=512, help="tokens in a window (default 512)")
+    add("--protocol", choices=get_args(Protocol), default="chunked", help="default: chunked")
+    add(
+        "--lengths",
+        type=_lengths,
+        default=[512],
+        metavar="N,N",
+        help="tokens in a window, several separated by commas (default 512)",
+    )
+    add("--stride", type=int, default=256, help="with --protocol sliding (default 256)")
     add("--max-tokens", type=int, help="predict at most this many tokens (default: all)")
     add("--json", type=Path, metavar="FILE", help="also write the result here")
     add("--dtype", choices=["float32", "bfloat16"], help="default: float32 on CPU, else bfloat16")

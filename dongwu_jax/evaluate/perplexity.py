@@ -1,44 +1,52 @@
-"""Perplexity and bits per byte of a model on text.
+"""Perplexity and bits per byte of a model on text, by the protocols of `windows.py`.
 
-Protocol "chunked": documents are joined, each with its beginning token (if the tokenizer has the
-habit) and its end token, and cut into disjoint windows. A window of `length` tokens predicts the
-`length` tokens that follow each of its own, so that every token of the text but the first is
-predicted exactly once, with at most `length` tokens of context and none from before its window.
-Beginning tokens are given and not counted; end tokens are counted.
+Every counted token weighs the same. Beginning tokens are given and not counted; end tokens are.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dongwu_jax.config import ModelConfig
-from dongwu_jax.evaluate.texts import TokenStream
+from dongwu_jax.errors import UserError
+from dongwu_jax.evaluate.texts import AnyTokenizer, TokenStream, predicted_bytes, prefix_bytes
+from dongwu_jax.evaluate.windows import (
+    Protocol,
+    Spans,
+    batches,
+    chunked_spans,
+    sliding_spans,
+    truncated_spans,
+)
 from dongwu_jax.models.attention import causal_attention, choose_attention
 from dongwu_jax.models.losses import next_token_losses
 from dongwu_jax.models.parameters import Parameters, bind
 
 _TOKENS_PER_BATCH = 8192
 _LOSS_CHUNK = 1024
+_FIRST_POSITIONS = 64  # positions are told apart in ranges, each twice as long as the one before
+
+Score = Callable[[Parameters, jax.Array, jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Disjoint windows of a stream.
+class PositionLoss:
+    """Mean loss at some positions of a window, in nats.
 
     Attributes:
-        tokens, labels: int32 [windows, length].
-        counted: float32 [windows, length]; 1 where the label is scored.
+        first, last: tokens of context, both included.
     """
 
-    tokens: np.ndarray
-    labels: np.ndarray
-    counted: np.ndarray
+    first: int
+    last: int
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -46,18 +54,22 @@ class Perplexity:
     """What was measured.
 
     Attributes:
+        stride: of the protocol "sliding".
         tokens: predicted tokens that count.
         num_bytes: UTF-8 bytes of the text they spell.
         loss: mean negative log likelihood of a token, in nats.
+        by_position: the same by tokens of context; empty for "sliding", where all have many.
         seconds: time of the computation, compilation and reading excluded.
     """
 
-    protocol: str
+    protocol: Protocol
     length: int
+    stride: int | None
     tokens: int
     num_bytes: int
     documents: int
     loss: float
+    by_position: list[PositionLoss]
     seconds: float
 
     @property
@@ -76,71 +88,117 @@ class Perplexity:
         return self.tokens / self.seconds
 
 
-def cut_windows(stream: np.ndarray, length: int, ignored_label: int | None) -> Windows:
-    """Disjoint windows and the tokens that follow; the last window is padded and masked.
+@dataclass(frozen=True)
+class Task:
+    """What to measure: windows of a stream.
 
-    Args:
-        stream: int32 [tokens].
-        ignored_label: a token that is never scored, such as the beginning token.
+    Attributes:
+        num_bytes: UTF-8 bytes that the scored tokens spell.
+        documents: that scored tokens are of.
     """
-    predicted = len(stream) - 1
-    count = -(-predicted // length)
-    tokens, labels = np.zeros((2, count * length), np.int32)
-    counted = np.zeros(count * length, np.float32)
-    tokens[:predicted], labels[:predicted] = stream[:-1], stream[1:]
-    counted[:predicted] = 1.0 if ignored_label is None else stream[1:] != ignored_label
-    shape = (count, length)
-    return Windows(tokens.reshape(shape), labels.reshape(shape), counted.reshape(shape))
+
+    protocol: Protocol
+    length: int
+    stride: int | None
+    spans: Spans
+    num_bytes: int
+    documents: int
 
 
-def chunked_perplexity(
+def plan_tasks(
+    stream: TokenStream,
+    tokenizer: AnyTokenizer,
+    protocol: Protocol,
+    lengths: list[int],
+    stride: int,
+) -> list[Task]:
+    """A task for each length.
+
+    Raises:
+        UserError: no document is long enough for "truncate", or none has two tokens for "sliding".
+    """
+    tasks = []
+    for length in lengths:
+        if protocol == "chunked":
+            spans = chunked_spans(len(stream.tokens), length)
+            num_bytes, documents = predicted_bytes(stream, tokenizer, joined=True), stream.documents
+        elif protocol == "sliding":
+            spans = sliding_spans(stream.bounds, length, stride)
+            num_bytes = predicted_bytes(stream, tokenizer, joined=False)
+            documents = stream.documents
+        else:
+            spans = truncated_spans(stream.bounds, length, max(lengths))
+            num_bytes, documents = prefix_bytes(stream, tokenizer, spans), len(spans)
+        if not len(spans) or num_bytes < 1:
+            longest = int(np.diff(stream.bounds).max()) - 1
+            raise UserError(
+                f"--protocol {protocol}: the text's longest document has {longest} tokens to "
+                f"predict, {max(lengths) if protocol == 'truncate' else 1} are needed; choose "
+                "shorter --lengths, or longer documents"
+            )
+        used = stride if protocol == "sliding" else None
+        tasks.append(Task(protocol, length, used, spans, num_bytes, documents))
+    return tasks
+
+
+def measure(
     config: ModelConfig,
     parameters: Parameters,
     stream: TokenStream,
-    length: int,
+    task: Task,
     bos_id: int | None,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Perplexity:
-    """Measure the model by the protocol "chunked", computing in the dtype of its matrices.
+    """Measure the model, computing in the dtype of its matrices on all devices of this process.
 
     Args:
-        length: tokens in a window.
         bos_id: the beginning token, which is not counted.
         progress: called with the number of tokens scored since the last call.
     """
-    windows = cut_windows(stream.tokens, length, bos_id)
-    rows = min(len(windows.tokens), max(1, _TOKENS_PER_BATCH // length))
-    score = _compile(config, parameters, rows, length)
-    total = 0.0
+    devices, length = jax.local_devices(), task.length
+    rows = min(-(-len(task.spans) // len(devices)), max(1, _TOKENS_PER_BATCH // length))
+    rows *= len(devices)
+    mesh = Mesh(np.array(devices), ("data",))
+    whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    parameters = jax.device_put(parameters, whole)
+    score = _compile(config, parameters, rows, length, split)
+    sums, counts = np.zeros((2, length))
     start = time.perf_counter()
-    for batch in _batches(windows, rows):
-        losses = np.asarray(score(parameters, batch.tokens, batch.labels), np.float64)
-        total += float((losses * batch.counted).sum())
+    for batch in batches(stream.tokens, task.spans, rows, length, bos_id):
+        tokens, labels = jax.device_put((batch.tokens, batch.labels), split)
+        losses = np.asarray(score(parameters, tokens, labels), np.float64)
+        sums += (losses * batch.counted).sum(0)
+        counts += batch.counted.sum(0)
         progress(int(batch.counted.sum()))
-    tokens = int(windows.counted.sum())
     seconds = time.perf_counter() - start
-    loss = total / tokens
+    tokens_counted = int(counts.sum())
     return Perplexity(
-        "chunked", length, tokens, stream.num_bytes, stream.num_documents, loss, seconds
+        task.protocol,
+        length,
+        task.stride,
+        tokens_counted,
+        task.num_bytes,
+        task.documents,
+        float(sums.sum()) / tokens_counted,
+        [] if task.protocol == "sliding" else _by_position(sums, counts),
+        seconds,
     )
 
 
-def _batches(windows: Windows, rows: int) -> Iterator[Windows]:
-    """Windows `rows` at a time; the last batch is padded with windows that count nothing."""
-    for first in range(0, len(windows.tokens), rows):
-        part = slice(first, first + rows)
-        missing = max(0, first + rows - len(windows.tokens))
-        padding = ((0, missing), (0, 0))
-        yield Windows(
-            np.pad(windows.tokens[part], padding),
-            np.pad(windows.labels[part], padding),
-            np.pad(windows.counted[part], padding),
-        )
+def _by_position(sums: np.ndarray, counts: np.ndarray) -> list[PositionLoss]:
+    found, first, size = [], 0, _FIRST_POSITIONS
+    while first < len(sums):
+        part = slice(first, min(first + size, len(sums)))
+        if counts[part].sum():
+            loss = float(sums[part].sum() / counts[part].sum())
+            found.append(PositionLoss(part.start + 1, part.stop, loss))
+        first, size = part.stop, max(size, part.stop)
+    return found
 
 
 def _compile(
-    config: ModelConfig, parameters: Parameters, rows: int, length: int
-) -> Callable[[Parameters, np.ndarray, np.ndarray], jax.Array]:
+    config: ModelConfig, parameters: Parameters, rows: int, length: int, split: NamedSharding
+) -> Score:
     """Cross entropy of every position, float32 [rows, length], for (parameters, tokens, labels)."""
     dtype = jnp.dtype(parameters["embed_tokens"].dtype).name
     kernel = choose_attention("auto", config, dtype, jax.default_backend())
@@ -153,5 +211,5 @@ def _compile(
         hidden = model.hidden_states(model.embed(tokens), positions, attend)
         return next_token_losses(model, hidden, labels, chunk)
 
-    shape = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    shape = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=split)
     return jax.jit(losses).lower(parameters, shape, shape).compile()

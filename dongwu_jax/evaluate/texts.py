@@ -11,6 +11,7 @@ from dongwu_jax.data.indexed_dataset import IndexedDataset
 from dongwu_jax.data.jsonl import parse_texts, read_lines
 from dongwu_jax.data.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer
 from dongwu_jax.errors import UserError
+from dongwu_jax.evaluate.windows import Spans
 
 AnyTokenizer = SentencePieceTokenizer | HuggingFaceTokenizer
 
@@ -21,13 +22,18 @@ class TokenStream:
 
     Attributes:
         tokens: int32 [tokens]; each document with its beginning and end tokens.
-        num_bytes: UTF-8 bytes of the text, without what the first token stands for: it is given.
-        num_documents: documents, the last perhaps cut short.
+        bounds: int64 [documents + 1]; where each document begins in `tokens`, and their end.
+        bytes: int64 [documents]; UTF-8 bytes of each. The last may be cut short.
     """
 
     tokens: np.ndarray
-    num_bytes: int
-    num_documents: int
+    bounds: np.ndarray
+    bytes: np.ndarray
+
+    @property
+    def documents(self) -> int:
+        """How many there are."""
+        return len(self.bytes)
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ def read_token_stream(data: Path, tokenizer: AnyTokenizer, max_tokens: int | Non
         UserError: the file is missing or damaged, or holds fewer than two tokens.
     """
     tokens: list[np.ndarray] = []
-    num_tokens = num_bytes = 0
+    num_bytes: list[int] = []
+    num_tokens = 0
     limit = None if max_tokens is None else max_tokens + 1  # the first token is not predicted
     for document in _documents(data, tokenizer):
         if limit is not None and num_tokens + len(document.tokens) > limit:
@@ -56,14 +63,38 @@ def read_token_stream(data: Path, tokenizer: AnyTokenizer, max_tokens: int | Non
             document = _Document(kept, _decoded_bytes(tokenizer, kept))
         tokens.append(np.asarray(document.tokens, np.int32))
         num_tokens += len(document.tokens)
-        num_bytes += document.num_bytes
+        num_bytes.append(document.num_bytes)
         if num_tokens == limit:
             break
-    stream = np.concatenate(tokens) if tokens else np.empty(0, np.int32)
-    num_bytes -= _decoded_bytes(tokenizer, stream[:1].tolist())
-    if num_tokens < 2 or num_bytes < 1:
+    if num_tokens < 2:
         raise UserError(f"{data}: holds no text to predict")
-    return TokenStream(stream, num_bytes, len(tokens))
+    bounds = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
+    stream = TokenStream(np.concatenate(tokens), bounds, np.array(num_bytes, np.int64))
+    if predicted_bytes(stream, tokenizer, joined=True) < 1:
+        raise UserError(f"{data}: holds no text to predict")
+    return stream
+
+
+def predicted_bytes(stream: TokenStream, tokenizer: AnyTokenizer, joined: bool) -> int:
+    """UTF-8 bytes of the text without what is given: the first token of all, or of each document.
+
+    Args:
+        joined: whether documents are one text.
+    """
+    if joined:
+        return int(stream.bytes.sum()) - _decoded_bytes(tokenizer, stream.tokens[:1].tolist())
+    first = stream.bounds[:-1][np.diff(stream.bounds) > 0]
+    given = sum(_decoded_bytes(tokenizer, [token]) for token in stream.tokens[first].tolist())
+    return int(stream.bytes.sum()) - given
+
+
+def prefix_bytes(stream: TokenStream, tokenizer: AnyTokenizer, spans: Spans) -> int:
+    """UTF-8 bytes of the tokens that windows at the beginning of documents predict."""
+    total = 0
+    for start, stop in zip(spans.start.tolist(), spans.stop.tolist(), strict=True):
+        tokens = stream.tokens[start : stop + 1].tolist()
+        total += _decoded_bytes(tokenizer, tokens) - _decoded_bytes(tokenizer, tokens[:1])
+    return total
 
 
 def _documents(data: Path, tokenizer: AnyTokenizer) -> Iterator[_Document]:

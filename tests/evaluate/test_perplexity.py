@@ -1,4 +1,4 @@
-"""The chunked protocol against a straightforward computation with transformers."""
+"""Every protocol against a straightforward computation with transformers."""
 
 import json
 import math
@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from reference_models import TOKENIZER_VOCAB, random_llama, save, train_tiny_tokenizer
 
 from dongwu_jax.data.indexed_dataset import bin_path
+from dongwu_jax.data.indexed_dataset_writer import IndexedDatasetWriter
 from dongwu_jax.data.tokenizers import load_tokenizer
 from dongwu_jax.errors import UserError
-from dongwu_jax.evaluate.perplexity import cut_windows
 from dongwu_jax.evaluate.texts import read_token_stream
 
 TEXTS = [
@@ -43,7 +41,7 @@ def _evaluate(folder, data, *options):
     main = runpy.run_path(str(TOOL))["main"]
     arguments = ["--model", str(folder), "--data", str(data), "--json", str(result)]
     main(["perplexity", *arguments, *options])
-    return json.loads(result.read_text())
+    return json.loads(result.read_text())["results"]
 
 
 def _transformers_loss(model, stream, length):
@@ -66,7 +64,7 @@ def test_perplexity_equals_transformers(exported, length):
     tokenizer = load_tokenizer(folder)
     stream = [id for text in TEXTS for id in [1, *tokenizer.encode(text), 2]]
     total, count = _transformers_loss(model, stream, length)
-    report = _evaluate(folder, data, "--length", str(length))
+    (report,) = _evaluate(folder, data, "--lengths", str(length))
     num_bytes = sum(len(text.encode()) for text in TEXTS)
     assert report["tokens"] == count
     assert report["bytes"] == num_bytes
@@ -82,22 +80,77 @@ def test_a_limit_counts_predicted_tokens_and_their_bytes(exported):
     second = [1, *tokenizer.encode(TEXTS[1])[:5]]
     total, _ = _transformers_loss(model, first + second, 16)
     limit = len(first + second) - 1
-    report = _evaluate(folder, data, "--length", "16", "--max-tokens", str(limit))
+    (report,) = _evaluate(folder, data, "--lengths", "16", "--max-tokens", str(limit))
     assert report["bytes"] == len((TEXTS[0] + tokenizer.decode(second)).encode())
     assert report["loss"] * report["tokens"] == pytest.approx(total, rel=1e-5)
 
 
-@given(st.integers(2, 60), st.integers(1, 20))
-def test_every_token_but_the_first_is_predicted_once(num_tokens, length):
-    stream = np.arange(num_tokens, dtype=np.int32)
-    windows = cut_windows(stream, length, ignored_label=None)
-    assert windows.labels[windows.counted == 1].tolist() == list(range(1, num_tokens))
-    assert (windows.tokens + 1 == windows.labels)[windows.counted == 1].all()
+def _window_losses(model, tokens):
+    """Nats of every token but the first, each from all before it."""
+    with torch.no_grad():
+        logits = model(torch.tensor([tokens[:-1]])).logits[0]
+    labels = torch.tensor(tokens[1:])
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="none").double().numpy()
+
+
+def _documents(folder):
+    tokenizer = load_tokenizer(folder)
+    return tokenizer, [[1, *tokenizer.encode(text), 2] for text in TEXTS]
+
+
+@pytest.mark.parametrize(("length", "stride"), [(8, 3), (8, 8), (64, 16)])
+def test_sliding_equals_transformers(exported, length, stride):
+    model, folder, data = exported
+    total, count = 0.0, 0
+    for document in _documents(folder)[1]:
+        done = 0  # predicted so far
+        while done < len(document) - 1:
+            stop = min(length if done == 0 else done + stride, len(document) - 1)
+            window = document[max(0, stop - length) : stop + 1]
+            new = _window_losses(model, window)[-(stop - done) :]
+            total, count, done = total + new.sum(), count + len(new), stop
+    options = ("--protocol", "sliding", "--lengths", str(length), "--stride", str(stride))
+    (report,) = _evaluate(folder, data, *options)
+    assert (report["protocol"], report["stride"]) == ("sliding", stride)
+    assert report["tokens"] == count
+    assert report["bytes"] == sum(len(text.encode()) for text in TEXTS)
+    assert report["loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_truncate_equals_transformers_on_the_same_documents_for_all_lengths(exported):
+    model, folder, data = exported
+    tokenizer, documents = _documents(folder)
+    shortest, *_, longest = sorted({len(document) for document in documents})
+    lengths = (shortest // 2, longest - 1)
+    long_enough = [document for document in documents if len(document) > max(lengths)]
+    assert 0 < len(long_enough) < len(documents)
+    options = ("--protocol", "truncate", "--lengths", ",".join(map(str, lengths)))
+    for length, report in zip(lengths, _evaluate(folder, data, *options), strict=True):
+        kept = [document[: length + 1] for document in long_enough]
+        losses = np.concatenate([_window_losses(model, tokens) for tokens in kept])
+        assert report["documents"] == len(long_enough)
+        assert report["tokens"] == len(losses)
+        assert report["bytes"] == sum(len(tokenizer.decode(tokens).encode()) for tokens in kept)
+        assert report["loss"] == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def test_perplexity_by_position(exported):
+    model, folder, _ = exported
+    tokens = [1, *np.random.default_rng(0).integers(3, TOKENIZER_VOCAB, size=200).tolist()]
+    data = folder / "random_text_document"
+    with IndexedDatasetWriter(data, np.uint16) as writer:
+        writer.add_document(np.array(tokens, np.uint16), [len(tokens)])
+    (report,) = _evaluate(folder, data, "--protocol", "truncate", "--lengths", "200")
+    losses = _window_losses(model, tokens)
+    for part, (first, last) in zip(
+        report["by_position"], [(1, 64), (65, 128), (129, 200)], strict=True
+    ):
+        assert (part["first"], part["last"]) == (first, last)
+        expected = math.exp(losses[first - 1 : last].mean())
+        assert part["perplexity"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_indexed_dataset_and_text_file_give_the_same_stream(exported, tmp_path):
-    from dongwu_jax.data.indexed_dataset_writer import IndexedDatasetWriter
-
     _, folder, _ = exported
     tokenizer = load_tokenizer(folder)
     text = tmp_path / "one.txt"
@@ -109,13 +162,13 @@ def test_indexed_dataset_and_text_file_give_the_same_stream(exported, tmp_path):
     assert bin_path(prefix).is_file()
     from_index = read_token_stream(prefix, tokenizer, None)
     assert from_index.tokens.tolist() == from_text.tokens.tolist()
-    assert from_index.num_bytes == from_text.num_bytes == len(text.read_bytes())
+    assert from_index.bytes.sum() == from_text.bytes.sum() == len(text.read_bytes())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--length", "0"], "--length"),
+        (["--lengths", "0"], "--lengths"),
         (["--max-tokens", "0"], "--max-tokens"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
     ],

@@ -192,7 +192,7 @@ def test_evaluate_refuses_bad_data(refused, model, dataset, tmp_path):
         (tmp_path / "cut", "cut.bin"),
         (f"{dataset}.bin", f"write the dataset without its ending: {dataset}"),
     ]:
-        arguments = ("perplexity", "--model", model, "--length", 32, "--data", data)
+        arguments = ("perplexity", "--model", model, "--lengths", 32, "--data", data)
         assert expected in refused(evaluate, *arguments)
 
 
@@ -200,13 +200,19 @@ def test_evaluate_refuses_tokens_of_another_tokenizer(refused, model, corpus, da
     train_tokenizer, smaller = load_tool("train_tokenizer").main, tmp_path / "smaller.model"
     arguments = ("--input", corpus, "--vocab-size", 340, "--output", smaller)
     assert not exit_code(train_tokenizer, *arguments)
-    arguments = ("perplexity", "--model", model, "--length", 32, "--data", dataset)
+    arguments = ("perplexity", "--model", model, "--lengths", 32, "--data", dataset)
     assert "the tokenizer has 340" in refused(evaluate, *arguments, "--tokenizer", smaller)
 
 
 def test_evaluate_refuses_bad_settings_before_it_measures(refused, model, corpus, tmp_path):
     run = partial(refused, evaluate, "perplexity", "--model", model, "--data", corpus)
-    assert "--length 0: must be at least 1" in run("--length", "0")
+    assert "--lengths 0: must be at least 1" in run("--lengths", "16,0")
+    assert "--stride 17: must be from 1 to the shortest of --lengths, 16" in run(
+        "--protocol", "sliding", "--lengths", "16,32", "--stride", "17"
+    )
+    assert "--protocol truncate: the text's longest document has" in run(
+        "--protocol", "truncate", "--lengths", "4000"
+    )
     assert "--max-tokens 0: must be at least 1" in run("--max-tokens", "0")
     assert f"{tmp_path}: is a folder" in run("--json", tmp_path)
     assert "cannot be written" in run("--json", corpus / "result.json")
