@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -73,6 +73,7 @@ def test_equal_to_transformers(name, theta):
 
 
 @settings(deadline=None, max_examples=60)
+@example(kind="llama3", factor=26.0, original=10915, theta=8046717.0, head_dim=64)
 @given(
     kind=st.sampled_from(["linear", "ntk", "yarn", "llama3"]),
     factor=st.floats(1, 64),
@@ -85,7 +86,9 @@ def test_equal_to_transformers_anywhere(kind, factor, original, theta, head_dim)
     scaling = {"type": kind, "factor": factor}
     config = config_with(scaling, length, theta, head_dim=head_dim)
     frequencies, found = in_transformers(config)
-    np.testing.assert_allclose(inverse_frequencies(config), frequencies, rtol=1e-6)
+    # Between two bands an error of float32 in the share that is kept, 4/3 of 6e-8, counts up to
+    # factor - 1 times, on both sides.
+    np.testing.assert_allclose(inverse_frequencies(config), frequencies, rtol=1e-5)
     assert attention_factor(config) == pytest.approx(found)
 
 
