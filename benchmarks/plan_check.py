@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,21 +125,20 @@ def compare(
     backend: Backend = "cpu" if environment["JAX_PLATFORMS"] == "cpu" else "cuda"
     run = [sys.executable, __file__, "--measure", config.model_dump_json(), "--steps", str(steps)]
     run += [word for option in xla_options for word in ("--xla", option)]
-    pipe = subprocess.PIPE
-    child = subprocess.Popen(run, env=environment, stdout=pipe, stderr=pipe, text=True)
-    try:  # meanwhile
+    with ThreadPoolExecutor(1) as beside:
+        running = beside.submit(
+            subprocess.run, run, env=environment, capture_output=True, text=True
+        )
         plan = compile_plan(sketch_plan(config, find_gpu("h100"), count), backend)
-        output, errors = child.communicate()
-    finally:
-        child.kill()  # if planning failed
+        child = running.result()
     planned = {
         "planned_gib": round(plan.peak_bytes / 2**30, 2),
         "closed_form_gib": round(plan.estimate.total / 2**30, 2),
         "planned_seconds": round(plan.step_time.total, 3),
     }
     if child.returncode:
-        return planned | {"failed": errors[-2000:]}
-    measured = json.loads(output.splitlines()[-1])
+        return planned | {"failed": child.stderr[-2000:]}
+    measured = json.loads(child.stdout.splitlines()[-1])
     memory = plan.peak_bytes / 2**30 / measured["gib"] - 1
     pace = plan.step_time.total / measured["seconds"] - 1
     off = {"memory_off": round(memory, 3), "seconds_off": round(pace, 3)}

@@ -97,13 +97,14 @@ def _check_perplexity_options(options: argparse.Namespace) -> None:
 
 
 def _as_record(result: "Perplexity") -> dict[str, Any]:
+    task = result.task
     return {
-        "protocol": result.protocol,
-        "length": result.length,
-        "stride": result.stride,
-        "documents": result.documents,
+        "protocol": task.protocol,
+        "length": task.length,
+        "stride": task.stride,
+        "documents": task.documents,
         "tokens": result.tokens,
-        "bytes": result.num_bytes,
+        "bytes": task.num_bytes,
         "loss": result.loss,
         "perplexity": result.perplexity,
         "bits_per_byte": result.bits_per_byte,
@@ -122,17 +123,22 @@ class _Rate(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:,.0f} tokens/s")
 
 
+_SHOWN = (
+    *("stride", "documents", "tokens", "bytes"),
+    *("loss", "perplexity", "bits_per_byte", "tokens_per_second"),
+)
+
+
 def _show(about: dict[str, str], results: list[dict[str, Any]]) -> None:
     """A column for each length, and below them perplexity by position."""
+    console = Console()
+    console.print("  ".join(f"{name} {value}" for name, value in about.items()), highlight=False)
     title = f"perplexity, protocol {results[0]['protocol']}"
     table = Table("measure", *(f"length {result['length']}" for result in results), title=title)
-    for name, value in about.items():
-        table.add_row(name, value)
-    for name in list(results[0])[2:-1]:
+    for name in _SHOWN:
         values = [result[name] for result in results]
         if values[0] is not None:
             table.add_row(name, *map(_figure, values))
-    console = Console()
     console.print(table)
     if any(result["by_position"] for result in results):
         console.print(_positions(results))

@@ -50,24 +50,36 @@ class PositionLoss:
 
 
 @dataclass(frozen=True)
-class Perplexity:
-    """What was measured.
+class Task:
+    """What to measure: windows of a stream.
 
     Attributes:
         stride: of the protocol "sliding".
-        tokens: predicted tokens that count.
-        num_bytes: UTF-8 bytes of the text they spell.
-        loss: mean negative log likelihood of a token, in nats.
-        by_position: the same by tokens of context; empty for "sliding", where all have many.
-        seconds: time of the computation, compilation and reading excluded.
+        num_bytes: UTF-8 bytes that the scored tokens spell.
+        documents: that scored tokens are of.
     """
 
     protocol: Protocol
     length: int
     stride: int | None
-    tokens: int
+    spans: Spans
     num_bytes: int
     documents: int
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """What was measured.
+
+    Attributes:
+        tokens: predicted tokens that count.
+        loss: mean negative log likelihood of a token, in nats.
+        by_position: the same by tokens of context; empty for "sliding", where all have many.
+        seconds: time of the computation, compilation and reading excluded.
+    """
+
+    task: Task
+    tokens: int
     loss: float
     by_position: list[PositionLoss]
     seconds: float
@@ -80,29 +92,12 @@ class Perplexity:
     @property
     def bits_per_byte(self) -> float:
         """Comparable between tokenizers, unlike perplexity."""
-        return self.loss * self.tokens / (self.num_bytes * math.log(2))
+        return self.loss * self.tokens / (self.task.num_bytes * math.log(2))
 
     @property
     def tokens_per_second(self) -> float:
         """Rate of scoring."""
         return self.tokens / self.seconds
-
-
-@dataclass(frozen=True)
-class Task:
-    """What to measure: windows of a stream.
-
-    Attributes:
-        num_bytes: UTF-8 bytes that the scored tokens spell.
-        documents: that scored tokens are of.
-    """
-
-    protocol: Protocol
-    length: int
-    stride: int | None
-    spans: Spans
-    num_bytes: int
-    documents: int
 
 
 def plan_tasks(
@@ -159,9 +154,9 @@ def measure(
     rows = min(-(-len(task.spans) // len(devices)), max(1, _TOKENS_PER_BATCH // length))
     rows *= len(devices)
     mesh = Mesh(np.array(devices), ("data",))
-    whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
-    parameters = jax.device_put(parameters, whole)
-    score = _compile(config, parameters, rows, length, split)
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    parameters = jax.device_put(parameters, NamedSharding(mesh, PartitionSpec()))
+    score = _compile(config, parameters, rows, length, mesh)
     sums, counts = np.zeros((2, length))
     start = time.perf_counter()
     for batch in batches(stream.tokens, task.spans, rows, length, bos_id):
@@ -172,16 +167,9 @@ def measure(
         progress(int(batch.counted.sum()))
     seconds = time.perf_counter() - start
     tokens_counted = int(counts.sum())
+    by_position = [] if task.protocol == "sliding" else _by_position(sums, counts)
     return Perplexity(
-        task.protocol,
-        length,
-        task.stride,
-        tokens_counted,
-        task.num_bytes,
-        task.documents,
-        float(sums.sum()) / tokens_counted,
-        [] if task.protocol == "sliding" else _by_position(sums, counts),
-        seconds,
+        task, tokens_counted, float(sums.sum()) / tokens_counted, by_position, seconds
     )
 
 
@@ -197,7 +185,7 @@ def _by_position(sums: np.ndarray, counts: np.ndarray) -> list[PositionLoss]:
 
 
 def _compile(
-    config: ModelConfig, parameters: Parameters, rows: int, length: int, split: NamedSharding
+    config: ModelConfig, parameters: Parameters, rows: int, length: int, mesh: Mesh
 ) -> Score:
     """Cross entropy of every position, float32 [rows, length], for (parameters, tokens, labels)."""
     dtype = jnp.dtype(parameters["embed_tokens"].dtype).name
@@ -206,10 +194,15 @@ def _compile(
 
     def losses(parameters: Parameters, tokens: jax.Array, labels: jax.Array) -> jax.Array:
         model = bind(config, parameters)
-        positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
+        positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
         attend = partial(causal_attention, implementation=kernel)
         hidden = model.hidden_states(model.embed(tokens), positions, attend)
         return next_token_losses(model, hidden, labels, chunk)
 
-    shape = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=split)
-    return jax.jit(losses).lower(parameters, shape, shape).compile()
+    # Each device on its own windows: cuDNN's attention knows nothing of the others.
+    whole, split = PartitionSpec(), PartitionSpec("data")
+    mapped = jax.shard_map(
+        losses, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False
+    )
+    shape = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=NamedSharding(mesh, split))
+    return jax.jit(mapped).lower(parameters, shape, shape).compile()

@@ -55,7 +55,7 @@ def parse_hugging_face_config(fields: Json, path: Path) -> ModelConfig:
     """
     _check_supported(fields, path)
     length = _required(fields, "max_position_embeddings", path)
-    theta, scaling, extended = read_rope(fields, path)
+    theta, scaling, extended = read_rope(fields, length, path)
     settings = {
         "vocab_size": _required(fields, "vocab_size", path),
         "hidden_size": _required(fields, "hidden_size", path),
@@ -64,7 +64,7 @@ def parse_hugging_face_config(fields: Json, path: Path) -> ModelConfig:
         "num_heads": _required(fields, "num_attention_heads", path),
         "num_kv_heads": fields.get("num_key_value_heads"),
         "head_dim": fields.get("head_dim"),
-        "max_position_embeddings": extended or length,
+        "max_position_embeddings": extended,
         "rms_norm_eps": fields.get("rms_norm_eps", 1e-6),  # the default of transformers
         "rope_theta": theta,
         "rope_scaling": scaling,

@@ -19,11 +19,14 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def read_rope(fields: Json, path: Path) -> tuple[float, RopeScaling | None, int | None]:
-    """Base and scaling of rotary positions, and the extended length if a scaling tells it.
+def read_rope(fields: Json, length: int, path: Path) -> tuple[float, RopeScaling | None, int]:
+    """Base and scaling of rotary positions, and the length with it.
 
     `rope_scaling` wins over `rope_parameters`, as in transformers. With linear scaling, and where
     no original length stands beside the factor, `max_position_embeddings` is the length before it.
+
+    Args:
+        length: `max_position_embeddings`.
 
     Raises:
         UserError: something is missing or unknown to us.
@@ -43,13 +46,12 @@ def read_rope(fields: Json, path: Path) -> tuple[float, RopeScaling | None, int 
             "add one, such as 'linear'"
         )
     if kind in (None, "default"):
-        return theta, None, None
+        return theta, None, length
     if kind not in _SETTINGS:
         raise UserError(
             f"{path}: rope_scaling.rope_type={kind!r}; only 'default', "
             f"{', '.join(map(repr, _SETTINGS))} are supported"
         )
-    length = fields.get("max_position_embeddings")
     told = {name: scaling[name] for name in _SETTINGS[kind] if scaling.get(name) is not None}
     if kind == "yarn":
         told |= _attention_factor(scaling, factor, path)
@@ -124,9 +126,7 @@ def _checked(settings: Json, path: Path) -> RopeScaling:
         raise UserError(f"{path}: rope_scaling{value}: {message}") from None
 
 
-def _scaled(length: Any, factor: float, path: Path) -> int | None:
-    if not isinstance(length, int):
-        return None  # whoever reads the length says what is wrong with it
+def _scaled(length: int, factor: float, path: Path) -> int:
     try:
         return round(length * factor)
     except OverflowError:

@@ -23,8 +23,8 @@ def inverse_frequencies(config: ModelConfig) -> np.ndarray:
     divided = plain / np.float32(scaling.factor)
     if scaling.type == "linear":
         return divided.astype(np.float32)
-    kept = _kept_by_yarn if scaling.type == "yarn" else _kept_by_llama3
-    share = kept(config, scaling, plain)
+    yarn = scaling.type == "yarn"
+    share = _kept_by_yarn(config, scaling) if yarn else _kept_by_llama3(config, scaling, plain)
     return ((1 - share) * divided + share * plain).astype(np.float32)
 
 
@@ -58,7 +58,7 @@ def with_new_base(config: ModelConfig) -> ModelConfig:
     return config.model_copy(update={"rope_theta": base, "rope_scaling": None})
 
 
-def _kept_by_yarn(config: ModelConfig, scaling: RopeScaling, _: np.ndarray) -> np.ndarray:
+def _kept_by_yarn(config: ModelConfig, scaling: RopeScaling) -> np.ndarray:
     """How much of each pair's own frequency stays: a ramp over pairs, between two bounds."""
     pairs = config.width_per_head // 2
 
