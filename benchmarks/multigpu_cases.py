@@ -106,14 +106,19 @@ def _whole_models(gpus: int) -> dict[str, Case]:
 
     layouts = {
         "fsdp": settings(4, {"fsdp": gpus}),
-        "fsdp_minimal": settings(1, {"fsdp": gpus}, remat="minimal"),
+        "fsdp_minimal": settings(2, {"fsdp": gpus}, remat="minimal"),
         "tensor": settings(2 * gpus, {"tensor": gpus}),
         "tensor_fsdp": settings(2 * half, {"tensor": half, "fsdp": 2}),
+        "fsdp_tensor_minimal": settings(4, {"fsdp": half, "tensor": 2}, remat="minimal"),
         "pipe": settings(1, pipe),
         "pipe_virtual": settings(1, pipe, virtual_stages=2),
     }
+    peers: dict[str, dict[str, Any]] = {
+        "fsdp": {"peer_rows": 4},
+        "fsdp_minimal": {"peer_rows": 1, "peer_checkpointing": False},
+    }
     found = {
-        f"{model}_{name}": Case(model, changes, peer_rows=4 if name == "fsdp" else None)
+        f"{model}_{name}": Case(model, changes, **peers.get(name, {}))
         for model in ("7b", "13b")
         for name, changes in layouts.items()
     }

@@ -41,13 +41,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _perplexity(options: argparse.Namespace) -> None:
     # Only now: importing JAX takes seconds, and --help should not.
+    import jax
+
     from dongwu_jax.evaluate.perplexity import measure, plan_tasks
+    from dongwu_jax.evaluate.scoring import Scorer
     from dongwu_jax.evaluate.texts import read_token_stream
     from dongwu_jax.interop.inference import load_model
 
     console = Console(stderr=True)
     _check_perplexity_options(options)
-    model = load_model(options.model, options.dtype, options.tokenizer)
+    devices = jax.local_devices()
+    model = load_model(options.model, options.dtype, options.tokenizer, devices, options.fsdp)
+    scorer = Scorer(model)
     stream = read_token_stream(options.data, model.tokenizer, options.max_tokens)
     tasks = plan_tasks(stream, model.tokenizer, options.protocol, options.lengths, options.stride)
     longest = model.config.max_position_embeddings
@@ -66,11 +71,9 @@ def _perplexity(options: argparse.Namespace) -> None:
         for planned in tasks:
             task = bar.add_task(f"length {planned.length}", total=planned.spans.num_scored)
             result = measure(
-                model.config,
-                model.parameters,
+                scorer,
                 stream,
                 planned,
-                model.tokenizer.bos_id,
                 progress=functools.partial(bar.advance, task),
             )
             results.append(_as_record(result))
@@ -207,6 +210,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="also write the result here")
     add("--dtype", choices=["float32", "bfloat16"], help="default: float32 on CPU, else bfloat16")
     add("--tokenizer", type=Path, help="tokenizer to use instead of the model's own")
+    add("--fsdp", type=int, default=1, help="devices that share one copy of the weights (1)")
     perplexity.set_defaults(run=_perplexity)
     return parser.parse_args(arguments)
 

@@ -7,15 +7,11 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
+from dongwu_jax.evaluate.scoring import Scorer
 from dongwu_jax.evaluate.texts import AnyTokenizer, TokenStream, predicted_bytes, prefix_bytes
 from dongwu_jax.evaluate.windows import (
     Protocol,
@@ -25,15 +21,8 @@ from dongwu_jax.evaluate.windows import (
     sliding_spans,
     truncated_spans,
 )
-from dongwu_jax.models.attention import causal_attention, choose_attention
-from dongwu_jax.models.losses import next_token_losses
-from dongwu_jax.models.parameters import Parameters, bind
 
-_TOKENS_PER_BATCH = 8192
-_LOSS_CHUNK = 1024
 _FIRST_POSITIONS = 64  # positions are told apart in ranges, each twice as long as the one before
-
-Score = Callable[[Parameters, jax.Array, jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -137,31 +126,24 @@ def plan_tasks(
 
 
 def measure(
-    config: ModelConfig,
-    parameters: Parameters,
+    scorer: Scorer,
     stream: TokenStream,
     task: Task,
-    bos_id: int | None,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Perplexity:
-    """Measure the model, computing in the dtype of its matrices on all devices of this process.
+    """Measure a model. Its beginning token is not counted.
 
     Args:
-        bos_id: the beginning token, which is not counted.
         progress: called with the number of tokens scored since the last call.
     """
-    devices, length = jax.local_devices(), task.length
-    rows = min(-(-len(task.spans) // len(devices)), max(1, _TOKENS_PER_BATCH // length))
-    rows *= len(devices)
-    mesh = Mesh(np.array(devices), ("data",))
-    split = NamedSharding(mesh, PartitionSpec("data"))
-    parameters = jax.device_put(parameters, NamedSharding(mesh, PartitionSpec()))
-    score = _compile(config, parameters, rows, length, mesh)
-    sums, counts = np.zeros((2, length))
+    rows = scorer.rows_for(len(task.spans), task.length)
+    scorer.compile(rows, task.length)
+    sums, counts = np.zeros((2, task.length))
     start = time.perf_counter()
-    for batch in batches(stream.tokens, task.spans, rows, length, bos_id):
-        tokens, labels = jax.device_put((batch.tokens, batch.labels), split)
-        losses = np.asarray(score(parameters, tokens, labels), np.float64)
+    for batch in batches(
+        stream.tokens, task.spans, rows, task.length, scorer.model.tokenizer.bos_id
+    ):
+        losses = scorer(batch.tokens, batch.labels).losses.astype(np.float64)
         sums += (losses * batch.counted).sum(0)
         counts += batch.counted.sum(0)
         progress(int(batch.counted.sum()))
@@ -182,27 +164,3 @@ def _by_position(sums: np.ndarray, counts: np.ndarray) -> list[PositionLoss]:
             found.append(PositionLoss(part.start + 1, part.stop, loss))
         first, size = part.stop, max(size, part.stop)
     return found
-
-
-def _compile(
-    config: ModelConfig, parameters: Parameters, rows: int, length: int, mesh: Mesh
-) -> Score:
-    """Cross entropy of every position, float32 [rows, length], for (parameters, tokens, labels)."""
-    dtype = jnp.dtype(parameters["embed_tokens"].dtype).name
-    kernel = choose_attention("auto", config, dtype, jax.default_backend())
-    chunk = _LOSS_CHUNK if length % _LOSS_CHUNK == 0 else 0
-
-    def losses(parameters: Parameters, tokens: jax.Array, labels: jax.Array) -> jax.Array:
-        model = bind(config, parameters)
-        positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-        attend = partial(causal_attention, implementation=kernel)
-        hidden = model.hidden_states(model.embed(tokens), positions, attend)
-        return next_token_losses(model, hidden, labels, chunk)
-
-    # Each device on its own windows: cuDNN's attention knows nothing of the others.
-    whole, split = PartitionSpec(), PartitionSpec("data")
-    mapped = jax.shard_map(
-        losses, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False
-    )
-    shape = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=NamedSharding(mesh, split))
-    return jax.jit(mapped).lower(parameters, shape, shape).compile()

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dongwu_jax.config import ModelConfig
@@ -66,8 +67,9 @@ def load_parameters(
     config: ModelConfig,
     shardings: Parameters | None = None,
     progress: Callable[[str], None] = lambda name: None,
+    dtype: str = "float32",
 ) -> Parameters:
-    """Stored weights as float32 arrays, one tensor at a time in host memory.
+    """Stored weights as arrays, one tensor at a time in host memory.
 
     Rows of the vocabulary that only padding adds are zero: an embedding never looked up, and a
     logit of zero, a definite value, where the softmax includes padding.
@@ -77,6 +79,7 @@ def load_parameters(
         config: the source's architecture, as `resolve_model_config` gives it.
         shardings: where each parameter shall lie, on any number of hosts; None: the default device.
         progress: called with each name when the tensor is in place.
+        dtype: of matrices, as `cast_matrices` would have it.
     """
     shapes = named_parameters(abstract_parameters(config))
     axes = logical_axes(config)
@@ -89,14 +92,15 @@ def load_parameters(
         loaded[name] = jax.make_array_from_callback(
             wanted.shape,
             places.get(name, here),
-            functools.partial(_float32_part, values),
+            functools.partial(_part, values, dtype if len(wanted.shape) > 1 else "float32"),
         )
         progress(name)
     return parameter_tree(loaded)
 
 
-def _float32_part(values: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
-    return np.ascontiguousarray(values[index], dtype=np.float32)
+def _part(values: np.ndarray, dtype: str, index: tuple[slice, ...]) -> np.ndarray:
+    # By way of float32: what a cast at once from float16 gives need not be the nearest.
+    return np.ascontiguousarray(values[index], np.float32).astype(jnp.dtype(dtype), copy=False)
 
 
 def _resolved(config: ModelConfig, field: str, value: object) -> object:

@@ -1,7 +1,6 @@
 """The language-model loss: cross entropy that never stores logits or their gradient in float32."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -54,25 +53,17 @@ def _is_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
 token_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
-def next_token_losses(
-    model: Llama, hidden: jax.Array, labels: jax.Array, chunk_tokens: int = 0
-) -> jax.Array:
+def next_token_losses(model: Llama, hidden: jax.Array, labels: jax.Array) -> jax.Array:
     """Cross entropy of every position from the model's hidden states.
 
     Args:
         hidden: [batch, length, embed].
         labels: int32 [batch, length].
-        chunk_tokens: positions whose logits exist at once, a divisor of length unless longer.
-            0: all. Gradients are for `summed_next_token_losses`.
 
     Returns:
         float32 [batch, length].
     """
-    losses = partial(_head_losses, model, model.head())
-    if _in_one_piece(labels, chunk_tokens):
-        return losses(hidden, labels)
-    chunks = _chunks(hidden, chunk_tokens), _chunks(labels, chunk_tokens)
-    return _joined(jax.lax.map(lambda chunk: losses(*chunk), chunks))
+    return _head_losses(model, model.head(), hidden, labels)
 
 
 def summed_next_token_losses(
@@ -87,7 +78,8 @@ def summed_next_token_losses(
         hidden: [batch, length, embed].
         labels: int32 [batch, length].
         mask: float32 [batch, length], not differentiated.
-        chunk_tokens: as in `next_token_losses`.
+        chunk_tokens: positions whose logits exist at once, a divisor of length unless longer.
+            0: all.
 
     Returns:
         float32 scalar.

@@ -1,0 +1,125 @@
+"""How likely a model finds the tokens that really come next: one forward pass, no sampling."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dongwu_jax.interop.inference import LoadedModel
+from dongwu_jax.models.attention import choose_attention, make_attention
+from dongwu_jax.models.llama import Llama
+from dongwu_jax.models.losses import token_cross_entropy
+from dongwu_jax.models.parameters import Parameters, bind, logical_axes, parameter_tree
+from dongwu_jax.parallel.context import Attend
+from dongwu_jax.parallel.mesh import MANUAL_AXES
+from dongwu_jax.parallel.sharding import local_to
+
+_TOKENS_AT_ONCE = 8192  # on a device, unless a single sequence is longer
+_HEAD_TOKENS = 1024  # of each sequence, whose logits exist at once
+
+_Found = tuple[jax.Array, jax.Array]  # as in Scores
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of every position.
+
+    Attributes:
+        losses: float32 [batch, length]; -log p(label).
+        likeliest: bool [batch, length]; whether greedy decoding would choose the label.
+    """
+
+    losses: np.ndarray
+    likeliest: np.ndarray
+
+
+class Scorer:
+    """Scores sequences on all devices of a model; each new shape is compiled once."""
+
+    def __init__(self, model: LoadedModel):
+        self.model = model
+        self._parameters = model.parameters
+        sharding = model.sharding
+        self._devices = sharding.mesh.devices.size
+        self._rows = NamedSharding(sharding.mesh, sharding.spec(("batch", "length")))
+        self._score = jax.jit(_on_every_device(model))
+
+    def rows_for(self, sequences: int, length: int) -> int:
+        """How many of so many sequences one call shall take, a multiple of the devices."""
+        of_a_device = min(-(-sequences // self._devices), max(1, _TOKENS_AT_ONCE // length))
+        return of_a_device * self._devices
+
+    def __call__(self, tokens: np.ndarray, labels: np.ndarray) -> Scores:
+        """Score sequences that begin at position 0.
+
+        Args:
+            tokens, labels: int32 [batch, length]; batch is a multiple of the model's devices.
+        """
+        placed = jax.device_put((tokens, labels), self._rows)
+        losses, likeliest = self._score(self._parameters, *placed)
+        return Scores(np.asarray(losses), np.asarray(likeliest))
+
+    def compile(self, rows: int, length: int) -> None:
+        """Be ready for a shape."""
+        self(*np.zeros((2, rows, length), np.int32))
+
+
+def _on_every_device(model: LoadedModel) -> Callable[..., _Found]:
+    """(parameters, tokens, labels) -> (losses, likeliest), each device on its own sequences.
+
+    By hand, as in training: cuDNN's attention cannot be split by the compiler.
+    """
+    config, sharding = model.config, model.sharding
+    platform = sharding.mesh.devices.flat[0].platform
+    attend = make_attention(choose_attention("auto", config, model.dtype, platform), sharding)
+    precision = "highest" if model.dtype == "float32" else "default"
+
+    def local(parameters: Parameters, tokens: jax.Array, labels: jax.Array) -> _Found:
+        with local_to(sharding), jax.default_matmul_precision(precision):
+            return _scores(bind(config, parameters), tokens, labels, attend)
+
+    axes = logical_axes(config)
+    weights = parameter_tree({name: sharding.manual_spec(axes[name]) for name in axes})
+    rows = PartitionSpec(*sharding.manual_spec(("batch",)))
+    return jax.shard_map(
+        local,
+        mesh=sharding.mesh,
+        in_specs=(weights, rows, rows),
+        out_specs=(rows, rows),
+        axis_names=set(MANUAL_AXES),
+        check_vma=False,
+    )
+
+
+def _scores(model: Llama, tokens: jax.Array, labels: jax.Array, attend: Attend) -> _Found:
+    """Losses and whether each label is the likeliest, a part of the sequence at a time."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = model.hidden_states(model.embed(tokens), positions, attend)
+    config = model.config
+    rows = config.vocab_rows if config.padded_vocab_in_softmax else config.vocab_size
+    head = model.head()[:, :rows]
+
+    def part(hidden: jax.Array, labels: jax.Array) -> _Found:
+        # Never rounded to bfloat16, where the largest logits of a position are often equal.
+        logits = jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
+        return token_cross_entropy(logits, labels), jnp.argmax(logits, axis=-1) == labels
+
+    length = tokens.shape[1]
+    if length <= _HEAD_TOKENS:
+        return part(hidden, labels)
+    padding = -length % _HEAD_TOKENS
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+    labels = jnp.pad(labels, ((0, 0), (0, padding)))
+
+    def at(start: jax.Array) -> _Found:
+        return part(
+            jax.lax.dynamic_slice_in_dim(hidden, start, _HEAD_TOKENS, axis=1),
+            jax.lax.dynamic_slice_in_dim(labels, start, _HEAD_TOKENS, axis=1),
+        )
+
+    parts = jax.lax.map(at, jnp.arange(0, length + padding, _HEAD_TOKENS))
+    losses, likeliest = (jnp.concatenate(list(pieces), axis=1)[:, :length] for pieces in parts)
+    return losses, likeliest
