@@ -23,7 +23,10 @@ from dongwu_jax.interop.safetensors_files import SafetensorsWriter
 from dongwu_jax.interop.targets import DTYPES, PlannedFile, Progress, ReadTensor, cast
 from dongwu_jax.interop.tensors import Tensor, model_tensors
 from dongwu_jax.interop.torch_files.writer import PendingTensor, TorchFileWriter
-from dongwu_jax.models.rope_frequencies import inverse_frequencies
+from dongwu_jax.models.rope_frequencies import (
+    inverse_frequencies,
+    original_length,
+)
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -177,8 +180,13 @@ def _check(folder: Path, exported: Json, config: ModelConfig) -> None:
 
 def _as_exported(config: ModelConfig) -> ModelConfig:
     """The config with everything resolved, and without what Hugging Face has no word for."""
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.type != "linear":
+        original = {"original_max_position_embeddings": original_length(config)}
+        scaling = scaling.model_copy(update=original)
     return config.model_copy(
         update={
+            "rope_scaling": scaling,
             "num_kv_heads": config.kv_heads,
             "head_dim": config.width_per_head,
             "padded_vocab_size": None,

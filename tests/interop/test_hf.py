@@ -367,6 +367,21 @@ def test_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("kind", ["yarn", "llama3"])
+def test_a_run_that_leaves_the_original_length_to_its_factor_is_exported(kind, tmp_path):
+    source = open_source(save(random_llama(), tmp_path / "in"))
+    length = source.config.max_position_embeddings
+    scaling = RopeScaling(type=kind, factor=4)
+    changes = {"rope_scaling": scaling, "max_position_embeddings": 4 * length}
+    source.config = source.config.model_copy(update=changes)
+    convert_to(source, tmp_path / "out", "hf")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert again.config.max_position_embeddings == 4 * length
+    assert again.config.rope_parameters["original_max_position_embeddings"] == length
+    frequencies = inverse_frequencies(source.config)
+    assert np.allclose(again.model.rotary_emb.inv_freq.numpy(), frequencies, rtol=1e-6)
+
+
 def test_ntk_scaling_is_exported_as_another_base(tmp_path):
     """Only our checkpoints know it by name; transformers computes the same with a new base."""
     source = open_source(save(random_llama(), tmp_path / "in"))
