@@ -165,15 +165,30 @@ def test_indexed_dataset_and_text_file_give_the_same_stream(exported, tmp_path):
     assert from_index.bytes.sum() == from_text.bytes.sum() == len(text.read_bytes())
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--lengths", "0"], "--lengths"),
-        (["--max-tokens", "0"], "--max-tokens"),
-        (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
-    ],
-)
-def test_bad_requests_are_explained(exported, options, message):
+def test_a_missing_text_is_named(exported):
     _, folder, data = exported
-    with pytest.raises(UserError, match=message):
-        _evaluate(folder, data, *options)
+    with pytest.raises(UserError, match="nowhere.jsonl"):
+        _evaluate(folder, data, "--data", "nowhere.jsonl")
+
+
+@pytest.mark.parametrize("option", ["--lengths", "--max-tokens", "--stride"])
+def test_numbers_begin_at_one(exported, option, capsys):
+    _, folder, data = exported
+    with pytest.raises(SystemExit, match="2"):
+        _evaluate(folder, data, option, "0")
+    assert f"argument {option}: '0' is not a positive whole number" in capsys.readouterr().err
+
+
+def test_a_stride_beyond_the_shortest_length(exported):
+    _, folder, data = exported
+    sliding = ["--protocol", "sliding", "--lengths", "64,32", "--stride", "33"]
+    with pytest.raises(UserError, match="--stride 33: must be from 1 to the shortest.*32"):
+        _evaluate(folder, data, *sliding)
+
+
+def test_the_figure_is_drawn(exported, tmp_path):
+    pytest.importorskip("matplotlib")
+    _, folder, data = exported
+    drawing = tmp_path / "perplexity.png"
+    _evaluate(folder, data, "--lengths", "16,32", "--png", str(drawing))
+    assert drawing.read_bytes().startswith(b"\x89PNG")
