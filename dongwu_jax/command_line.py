@@ -10,7 +10,7 @@ from rich.logging import RichHandler
 
 from dongwu_jax.errors import UserError
 
-_CHATTY_LIBRARIES = ("absl", "jax", "orbax", "grain")
+_CHATTY_LIBRARIES = ("absl", "jax", "orbax", "grain", "lm_eval", "datasets", "matplotlib")
 
 
 def run_command_line(main: Callable[[], int | None]) -> None:

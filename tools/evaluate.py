@@ -3,27 +3,19 @@
 Examples:
   python tools/evaluate.py perplexity --model export/finance --data held_out.jsonl --lengths 2048
   python tools/evaluate.py passkey --model export/finance --lengths 4096,32768 --png map.png
+  python tools/evaluate.py harness --model export/finance --tasks fineval --fineval-data FinEval
+  python tools/evaluate.py compare export/base export/finance --data held_out.jsonl --output both
 """
 
 import argparse
 import functools
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from dongwu_jax.command_line import positive_int, run_command_line
-from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.windows import Protocol
 from dongwu_jax.output_files import check_output_file, write_output_file
 
@@ -31,6 +23,8 @@ if TYPE_CHECKING:
     from dongwu_jax.evaluate.scoring import Scorer
 
 _console = Console(stderr=True)
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+_DATA = ".jsonl (key text), a text file, or the prefix of a .bin/.idx dataset"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,24 +41,18 @@ def _perplexity(options: argparse.Namespace) -> None:
     from dongwu_jax.evaluate.perplexity import measure, plan_tasks
     from dongwu_jax.evaluate.perplexity_report import as_record, show
     from dongwu_jax.evaluate.plots import draw_perplexity
+    from dongwu_jax.evaluate.progress import token_bar
     from dongwu_jax.evaluate.texts import read_token_stream
 
-    if options.protocol == "sliding" and options.stride > min(options.lengths):
-        raise UserError(
-            f"--stride {options.stride}: must be from 1 to the shortest of --lengths, "
-            f"{min(options.lengths)}"
-        )
     _check_outputs(options)
     scorer = _load(options)
     tokenizer = scorer.model.tokenizer
     stream = read_token_stream(options.data, tokenizer, options.max_tokens)
     tasks = plan_tasks(stream, tokenizer, options.protocol, options.lengths, options.stride)
     results = []
-    with _progress() as bar:
-        for planned in tasks:
-            task = bar.add_task(f"length {planned.length}", total=planned.spans.num_scored)
-            advance = functools.partial(bar.advance, task)
-            results.append(as_record(measure(scorer, stream, planned, advance)))
+    for task in tasks:
+        with token_bar(f"length {task.length}", task.spans.num_scored) as advance:
+            results.append(as_record(measure(scorer, stream, task, advance)))
     about = _about(scorer, options) | {"data": str(options.data)}
     _print(about)
     show(results)
@@ -77,6 +65,7 @@ def _perplexity(options: argparse.Namespace) -> None:
 def _passkey(options: argparse.Namespace) -> None:
     from dongwu_jax.evaluate.passkey import even_depths, make_cases, measure
     from dongwu_jax.evaluate.passkey_report import as_record, draw, show
+    from dongwu_jax.evaluate.progress import token_bar
 
     _check_outputs(options)
     scorer = _load(options)
@@ -88,15 +77,62 @@ def _passkey(options: argparse.Namespace) -> None:
         options.language,
         options.seed,
     )
-    with _progress() as bar:
-        task = bar.add_task("pass keys", total=sum(len(case.tokens) for case in cases))
-        results = measure(scorer, cases, functools.partial(bar.advance, task))
+    with token_bar("pass keys", sum(len(case.tokens) for case in cases)) as advance:
+        results = measure(scorer, cases, advance)
     about = _about(scorer, options) | {"language": options.language, "seed": str(options.seed)}
     _print(about)
     show(results)
     _write_json(options.json, about | {"results": list(map(as_record, results))})
     if options.png is not None:
         draw(options.png, f"pass keys ({options.language}), {options.model.name}", results)
+
+
+def _harness(options: argparse.Namespace) -> None:
+    from dongwu_jax.evaluate.harness import run_tasks
+    from dongwu_jax.evaluate.harness_report import as_record, show
+
+    if options.json is not None:
+        check_output_file(options.json)
+    metadata = dict(options.metadata)
+    if options.fineval_data is not None:
+        metadata["fineval_data"] = str(options.fineval_data)
+    scorer = _load(options)
+    results = run_tasks(
+        scorer,
+        options.tasks,
+        num_fewshot=options.num_fewshot,
+        limit=options.limit,
+        include_path=options.include_path,
+        metadata=metadata,
+        max_length=options.max_length,
+    )
+    about = _about(scorer, options)
+    _print(about)
+    show(results)
+    _write_json(options.json, about | as_record(results))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from dongwu_jax.evaluate.comparison import Measures, measured
+    from dongwu_jax.evaluate.comparison_report import show
+
+    measures = Measures(
+        tuple(options.data),
+        tuple(options.lengths),
+        options.protocol,
+        options.stride,
+        options.max_tokens,
+        options.fineval_data,
+        options.num_fewshot,
+        options.limit,
+    )
+    records = []
+    for name in ("a", "b"):
+        path, kept = getattr(options, name), options.output / f"{name}.json"
+        check_output_file(kept)
+        one = argparse.Namespace(**vars(options), model=path)
+        records.append(measured(path, measures, options.dtype, kept, functools.partial(_load, one)))
+    show(*records)
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
@@ -140,21 +176,21 @@ def _write_json(path: Path | None, record: dict[str, Any]) -> None:
         write_output_file(path, content.encode())
 
 
-def _progress() -> Progress:
-    columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    return Progress("{task.description}", *columns, console=_console)
-
-
-class _Rate(ProgressColumn):
-    """Tokens a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:,.0f} tokens/s")
-
-
 def _lengths(text: str) -> list[int]:
     """Whole numbers separated by commas."""
     return [positive_int(part) for part in text.split(",")]
+
+
+def _names(text: str) -> list[str]:
+    """Words separated by commas."""
+    return [name for name in text.split(",") if name]
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=VALUE")
+    return name, value
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -163,10 +199,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="EVALUATION")
     _add_perplexity(commands)
     _add_passkey(commands)
+    _add_harness(commands)
+    _add_compare(commands)
     return parser.parse_args(arguments)
 
 
-def _add_perplexity(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_perplexity(commands: _Commands) -> None:
     parser = commands.add_parser(
         "perplexity",
         help="perplexity and bits per byte on text",
@@ -177,23 +215,15 @@ def _add_perplexity(commands: "argparse._SubParsersAction[argparse.ArgumentParse
         epilog="example: python tools/evaluate.py perplexity --model export/finance "
         "--data held_out.jsonl --protocol sliding --lengths 2048,4096 --json result.json",
     )
-    add = parser.add_argument
     _add_model(parser)
-    add(
-        "--data",
-        type=Path,
-        required=True,
-        help=".jsonl (key text), a text file, or the prefix of a .bin/.idx dataset",
-    )
-    add("--protocol", choices=get_args(Protocol), default="chunked", help="default: chunked")
+    parser.add_argument("--data", type=Path, required=True, help=_DATA)
+    _add_protocol(parser)
     _add_lengths(parser, [512])
-    add("--stride", type=positive_int, default=256, help="with --protocol sliding (default 256)")
-    add("--max-tokens", type=positive_int, help="predict at most this many tokens (default: all)")
     _add_outputs(parser, "perplexity against position and length")
     parser.set_defaults(run=_perplexity)
 
 
-def _add_passkey(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_passkey(commands: _Commands) -> None:
     parser = commands.add_parser(
         "passkey",
         help="find a number hidden in long filler text",
@@ -213,9 +243,67 @@ def _add_passkey(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.set_defaults(run=_passkey)
 
 
+def _add_harness(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "harness",
+        help="tasks of lm-evaluation-harness, FinEval among them",
+        description="Runs tasks of lm-evaluation-harness (pip install 'dongwu_jax[eval]'), its "
+        "own, ours (fineval) and those of --include-path. No code of data sets or models is run.",
+        epilog="example: python tools/evaluate.py harness --model export/finance --tasks fineval "
+        "--fineval-data FinEval/v2 --num-fewshot 5 --json fineval.json",
+    )
+    add = parser.add_argument
+    _add_model(parser)
+    add("--tasks", type=_names, required=True, metavar="A,B", help="tasks, groups or tags")
+    add("--num-fewshot", type=int, metavar="N", help="examples in a prompt (default: the task's)")
+    add("--limit", type=float, metavar="N", help="documents of each task, or a fraction below 1")
+    add("--include-path", type=Path, metavar="FOLDER", help="YAML files of your own tasks")
+    _add_fineval(parser)
+    add(
+        "--metadata",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="for tasks that ask for some; repeatable",
+    )
+    add("--max-length", type=positive_int, metavar="N", help="tokens of the longest input")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
+    parser.set_defaults(run=_harness, lengths=[])
+
+
+def _add_compare(commands: _Commands) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="two models side by side, before and after: perplexity and FinEval",
+        description="Measures two models alike and prints their perplexity on each text and "
+        "length, and FinEval by category with a test whether they differ. Results are kept in "
+        "--output: started again, it measures only what is missing.",
+        epilog="example: python tools/evaluate.py compare /models/13b export/13b_32k "
+        "--data held_out.jsonl --lengths 4096,32768 --fineval-data FinEval/v2 --output both",
+    )
+    add = parser.add_argument
+    add("a", type=Path, metavar="A", help="the model before: any format of --model elsewhere")
+    add("b", type=Path, metavar="B", help="the model after")
+    add("--data", type=Path, nargs="+", default=[], metavar="TEXT", help=_DATA)
+    _add_protocol(parser)
+    _add_lengths(parser, [4096, 32768])
+    _add_fineval(parser)
+    add("--num-fewshot", type=int, default=5, metavar="N", help="of FinEval (default 5)")
+    add("--limit", type=positive_int, metavar="N", help="questions of each subject of FinEval")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="where results are kept")
+    _add_computation(parser)
+    parser.set_defaults(run=_compare)
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", type=Path, required=True, help="Hugging Face folder, .gguf file or checkpoint")
+    _add_computation(parser)
+
+
+def _add_computation(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--dtype", choices=["float32", "bfloat16"], help="default: float32 on CPU, else bfloat16")
     add("--tokenizer", type=Path, help="tokenizer to use instead of the model's own")
     add(
@@ -224,6 +312,19 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="devices that share one copy of the weights, for a model too big for one (default 1)",
+    )
+
+
+def _add_protocol(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--protocol", choices=get_args(Protocol), default="chunked", help="default: chunked")
+    add("--stride", type=positive_int, default=256, help="with --protocol sliding (default 256)")
+    add("--max-tokens", type=positive_int, help="predict at most this many tokens (default: all)")
+
+
+def _add_fineval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fineval-data", type=Path, metavar="FOLDER", help="FinEval's folder with dev/ and val/"
     )
 
 

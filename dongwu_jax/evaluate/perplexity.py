@@ -99,8 +99,13 @@ def plan_tasks(
     """A task for each length.
 
     Raises:
-        UserError: no document is long enough for "truncate", or none has two tokens for "sliding".
+        UserError: no document is long enough for "truncate", none has two tokens for "sliding",
+            or its stride would leave tokens out.
     """
+    if protocol == "sliding" and stride > min(lengths):
+        raise UserError(
+            f"--stride {stride}: must be from 1 to the shortest of --lengths, {min(lengths)}"
+        )
     tasks = []
     for length in lengths:
         if protocol == "chunked":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ from dongwu_jax.models.attention import choose_attention, make_attention
 from dongwu_jax.models.llama import Llama
 from dongwu_jax.models.losses import token_cross_entropy
 from dongwu_jax.models.parameters import Parameters, bind, logical_axes, parameter_tree
-from dongwu_jax.parallel.context import Attend
 from dongwu_jax.parallel.mesh import MANUAL_AXES
 from dongwu_jax.parallel.sharding import local_to
 
@@ -21,6 +21,8 @@ _TOKENS_AT_ONCE = 8192  # on a device, unless a single sequence is longer
 _HEAD_TOKENS = 1024  # of each sequence, whose logits exist at once
 
 _Found = tuple[jax.Array, jax.Array]  # as in Scores
+# Of (model, hidden states [batch, length, embed], something of each sequence).
+_Compute = Callable[[Llama, jax.Array, jax.Array], Any]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Scorer:
         sharding = model.sharding
         self._devices = sharding.mesh.devices.size
         self._rows = NamedSharding(sharding.mesh, sharding.spec(("batch", "length")))
-        self._score = jax.jit(_on_every_device(model))
+        self._row = NamedSharding(sharding.mesh, sharding.spec(("batch",)))
+        self._score = jax.jit(_on_every_device(model, _scores))
+        self._continue = jax.jit(_on_every_device(model, _next_tokens))
 
     def rows_for(self, sequences: int, length: int) -> int:
         """How many of so many sequences one call shall take, a multiple of the devices."""
@@ -62,13 +66,26 @@ class Scorer:
         losses, likeliest = self._score(self._parameters, *placed)
         return Scores(np.asarray(losses), np.asarray(likeliest))
 
+    def next_tokens(self, tokens: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """What may come after each sequence.
+
+        Args:
+            tokens: int32 [batch, length]; batch as above.
+            last: int32 [batch]; the position of each sequence's last token.
+
+        Returns:
+            float32 [batch, vocab]; log p of each token.
+        """
+        placed = jax.device_put((tokens, last), (self._rows, self._row))
+        return np.asarray(self._continue(self._parameters, *placed))
+
     def compile(self, rows: int, length: int) -> None:
         """Be ready for a shape."""
         self(*np.zeros((2, rows, length), np.int32))
 
 
-def _on_every_device(model: LoadedModel) -> Callable[..., _Found]:
-    """(parameters, tokens, labels) -> (losses, likeliest), each device on its own sequences.
+def _on_every_device(model: LoadedModel, compute: _Compute) -> Callable[..., Any]:
+    """`compute` of (parameters, tokens, what else there is of each sequence), on each one's own.
 
     By hand, as in training: cuDNN's attention cannot be split by the compiler.
     """
@@ -77,9 +94,12 @@ def _on_every_device(model: LoadedModel) -> Callable[..., _Found]:
     attend = make_attention(choose_attention("auto", config, model.dtype, platform), sharding)
     precision = "highest" if model.dtype == "float32" else "default"
 
-    def local(parameters: Parameters, tokens: jax.Array, labels: jax.Array) -> _Found:
+    def local(parameters: Parameters, tokens: jax.Array, other: jax.Array) -> Any:
         with local_to(sharding), jax.default_matmul_precision(precision):
-            return _scores(bind(config, parameters), tokens, labels, attend)
+            bound = bind(config, parameters)
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+            hidden = bound.hidden_states(bound.embed(tokens), positions, attend)
+            return compute(bound, hidden, other)
 
     axes = logical_axes(config)
     weights = parameter_tree({name: sharding.manual_spec(axes[name]) for name in axes})
@@ -88,26 +108,37 @@ def _on_every_device(model: LoadedModel) -> Callable[..., _Found]:
         local,
         mesh=sharding.mesh,
         in_specs=(weights, rows, rows),
-        out_specs=(rows, rows),
+        out_specs=rows,
         axis_names=set(MANUAL_AXES),
         check_vma=False,
     )
 
 
-def _scores(model: Llama, tokens: jax.Array, labels: jax.Array, attend: Attend) -> _Found:
-    """Losses and whether each label is the likeliest, a part of the sequence at a time."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden = model.hidden_states(model.embed(tokens), positions, attend)
+def _logits(model: Llama, hidden: jax.Array) -> jax.Array:
+    """float32 [batch, length, vocab] of hidden states [batch, length, embed].
+
+    Never rounded to bfloat16, where the largest logits of a position are often equal.
+    """
     config = model.config
     rows = config.vocab_rows if config.padded_vocab_in_softmax else config.vocab_size
     head = model.head()[:, :rows]
+    return jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
+
+
+def _next_tokens(model: Llama, hidden: jax.Array, last: jax.Array) -> jax.Array:
+    """Log probabilities after each sequence's last position, float32 [batch, vocab]."""
+    at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+    return jax.nn.log_softmax(_logits(model, at_last)[:, 0])
+
+
+def _scores(model: Llama, hidden: jax.Array, labels: jax.Array) -> _Found:
+    """Losses and whether each label is the likeliest, a part of the sequence at a time."""
 
     def part(hidden: jax.Array, labels: jax.Array) -> _Found:
-        # Never rounded to bfloat16, where the largest logits of a position are often equal.
-        logits = jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
+        logits = _logits(model, hidden)
         return token_cross_entropy(logits, labels), jnp.argmax(logits, axis=-1) == labels
 
-    length = tokens.shape[1]
+    length = labels.shape[1]
     if length <= _HEAD_TOKENS:
         return part(hidden, labels)
     padding = -length % _HEAD_TOKENS

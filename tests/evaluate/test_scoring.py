@@ -43,6 +43,18 @@ def test_scores_equal_transformers_on_any_devices(exported, devices, fsdp):
     assert 0 < likeliest.sum() < likeliest.size
 
 
+@pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (4, 2)])
+def test_what_may_come_next(exported, devices, fsdp):
+    model, folder = exported
+    loaded = load_model(folder, "float32", devices=jax.devices()[:devices], fsdp=fsdp)
+    tokens = np.random.default_rng(2).integers(TOKENIZER_VOCAB, size=(4, 9), dtype=np.int32)
+    last = np.array([8, 0, 3, 7], np.int32)
+    with torch.no_grad():
+        expected = torch.log_softmax(model(torch.tensor(tokens)).logits, -1).numpy()
+    found = Scorer(loaded).next_tokens(tokens, last)
+    np.testing.assert_allclose(found, expected[np.arange(4), last], atol=1e-4)
+
+
 def test_shared_weights_are_kept_in_parts(exported):
     loaded = load_model(exported[1], "float32", devices=jax.devices()[:4], fsdp=4)
     weight = loaded.parameters["layers"][0]["mlp"]["gate_proj"]
