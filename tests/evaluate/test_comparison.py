@@ -1,0 +1,122 @@
+"""Two models side by side: what is measured, what is kept, what is printed."""
+
+import json
+import os
+
+import pytest
+from command_lines import load_tool
+from reference_models import TOKENIZER_VOCAB, random_llama, save, train_tiny_tokenizer
+
+from dongwu_jax.errors import UserError
+
+TEXTS = ["The central bank sells bonds.", "证券法规定，上市公司应当披露。"] * 8
+
+
+@pytest.fixture
+def models(tmp_path):
+    """Two random models with a tokenizer, and a file of texts."""
+    folders = []
+    for name, width in (("before", 0.1), ("after", 0.3)):
+        folder = tmp_path / name
+        folder.mkdir()
+        train_tiny_tokenizer(folder).rename(folder / "tokenizer.model")
+        folders.append(
+            save(random_llama(initializer_range=width, vocab_size=TOKENIZER_VOCAB), folder)
+        )
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return *folders, data
+
+
+@pytest.fixture
+def evaluate():
+    return load_tool("evaluate").main
+
+
+def _perplexity(evaluate, model, data, tmp_path, length):
+    result = tmp_path / "alone.json"
+    arguments = ["--model", str(model), "--data", str(data), "--lengths", str(length)]
+    evaluate(["perplexity", *arguments, "--json", str(result)])
+    return json.loads(result.read_text())["results"][0]["perplexity"]
+
+
+def test_perplexities_are_those_of_each_model_alone(models, evaluate, tmp_path, capsys):
+    before, after, data = models
+    output = tmp_path / "both"
+    options = ["--data", str(data), "--lengths", "16,32", "--output", str(output)]
+    evaluate(["compare", str(before), str(after), *options])
+    printed = capsys.readouterr().out
+    found = []
+    for name, model in (("a", before), ("b", after)):
+        record = json.loads((output / f"{name}.json").read_text())
+        assert [result["length"] for result in record["perplexity"]] == [16, 32]
+        for result in record["perplexity"]:
+            alone = _perplexity(evaluate, model, data, tmp_path, result["length"])
+            assert result["perplexity"] == pytest.approx(alone, rel=1e-6)
+            assert f"{alone:,.3f}" in printed
+            found.append(result["perplexity"])
+    assert len(set(found)) == 4
+
+
+def test_what_is_known_is_not_measured_again(models, evaluate, tmp_path, monkeypatch, capsys):
+    before, after, data = models
+    command = ["compare", str(before), str(after), "--data", str(data), "--lengths", "16"]
+    command += ["--output", str(tmp_path / "both")]
+    evaluate(command)
+    first = capsys.readouterr().out
+    loaded = []
+    original = evaluate.__globals__["_load"]
+
+    def load(options):
+        loaded.append(options.model)
+        return original(options)
+
+    monkeypatch.setitem(evaluate.__globals__, "_load", load)
+    evaluate(command)
+    assert capsys.readouterr().out == first
+    assert loaded == []
+    os.utime(after / "model.safetensors", (2e9, 2e9))
+    evaluate(command)
+    assert loaded == [after]
+    evaluate([*command, "--max-tokens", "50"])
+    assert loaded == [after, before, after]
+
+
+def test_a_damaged_result_is_measured_again(models, evaluate, tmp_path):
+    before, after, data = models
+    kept = tmp_path / "both/a.json"
+    kept.parent.mkdir()
+    kept.write_text('{"model": ')
+    command = ["compare", str(before), str(after), "--data", str(data), "--lengths", "16"]
+    evaluate([*command, "--output", str(kept.parent)])
+    assert json.loads(kept.read_text())["perplexity"]
+
+
+def test_fineval_of_both_with_the_test_between_them(
+    models, evaluate, tmp_path, shared_data, capsys
+):
+    pytest.importorskip("lm_eval")
+    before, after, _ = models
+    output = tmp_path / "both"
+    options = ["--fineval-data", str(shared_data / "fineval"), "--limit", "1"]
+    options += ["--num-fewshot", "0", "--output", str(output)]
+    evaluate(["compare", str(before), str(after), *options])
+    printed = capsys.readouterr().out
+    answers = []
+    for name in ("a", "b"):
+        fineval = json.loads((output / f"{name}.json").read_text())["fineval"]
+        right = [correct for *_, correct in fineval["items"]]
+        assert len(right) == 34
+        assert fineval["scores"][-1] == {"name": "All", "correct": sum(right), "total": 34}
+        answers.append(right)
+    only_first = sum(a and not b for a, b in zip(*answers, strict=True))
+    only_second = sum(b and not a for a, b in zip(*answers, strict=True))
+    assert f"only A right: {only_first} questions, only B: {only_second}" in " ".join(
+        printed.split()
+    )
+
+
+def test_something_must_be_compared(models, evaluate, tmp_path):
+    before, after, _ = models
+    with pytest.raises(UserError, match="--data, --fineval-data"):
+        evaluate(["compare", str(before), str(after), "--output", str(tmp_path / "both")])
