@@ -1,28 +1,21 @@
 """How likely a model finds the tokens that really come next: one forward pass, no sampling."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
+from dongwu_jax.evaluate.on_devices import OnDevices
 from dongwu_jax.interop.inference import LoadedModel
-from dongwu_jax.models.attention import choose_attention, make_attention
 from dongwu_jax.models.llama import Llama
 from dongwu_jax.models.losses import token_cross_entropy
-from dongwu_jax.models.parameters import Parameters, bind, logical_axes, parameter_tree
-from dongwu_jax.parallel.mesh import MANUAL_AXES
-from dongwu_jax.parallel.sharding import local_to
+from dongwu_jax.parallel.context import Attend
 
 _TOKENS_AT_ONCE = 8192  # on a device, unless a single sequence is longer
 _HEAD_TOKENS = 1024  # of each sequence, whose logits exist at once
 
 _Found = tuple[jax.Array, jax.Array]  # as in Scores
-# Of (model, hidden states [batch, length, embed], something of each sequence).
-_Compute = Callable[[Llama, jax.Array, jax.Array], Any]
 
 
 @dataclass(frozen=True)
@@ -43,13 +36,9 @@ class Scorer:
 
     def __init__(self, model: LoadedModel):
         self.model = model
-        self._parameters = model.parameters
-        sharding = model.sharding
-        self._devices = sharding.mesh.devices.size
-        self._rows = NamedSharding(sharding.mesh, sharding.spec(("batch", "length")))
-        self._row = NamedSharding(sharding.mesh, sharding.spec(("batch",)))
-        self._score = jax.jit(_on_every_device(model, _scores))
-        self._continue = jax.jit(_on_every_device(model, _next_tokens))
+        self._devices = model.sharding.mesh.devices.size
+        self._score = OnDevices(model, _scores)
+        self._continue = OnDevices(model, _next_tokens)
 
     def rows_for(self, sequences: int, length: int) -> int:
         """How many of so many sequences one call shall take, a multiple of the devices."""
@@ -62,9 +51,7 @@ class Scorer:
         Args:
             tokens, labels: int32 [batch, length]; batch is a multiple of the model's devices.
         """
-        placed = jax.device_put((tokens, labels), self._rows)
-        losses, likeliest = self._score(self._parameters, *placed)
-        return Scores(np.asarray(losses), np.asarray(likeliest))
+        return Scores(*self._score(tokens, labels))
 
     def next_tokens(self, tokens: np.ndarray, last: np.ndarray) -> np.ndarray:
         """What may come after each sequence.
@@ -76,42 +63,17 @@ class Scorer:
         Returns:
             float32 [batch, vocab]; log p of each token.
         """
-        placed = jax.device_put((tokens, last), (self._rows, self._row))
-        return np.asarray(self._continue(self._parameters, *placed))
+        return self._continue(tokens, last)
 
     def compile(self, rows: int, length: int) -> None:
         """Be ready for a shape."""
         self(*np.zeros((2, rows, length), np.int32))
 
 
-def _on_every_device(model: LoadedModel, compute: _Compute) -> Callable[..., Any]:
-    """`compute` of (parameters, tokens, what else there is of each sequence), on each one's own.
-
-    By hand, as in training: cuDNN's attention cannot be split by the compiler.
-    """
-    config, sharding = model.config, model.sharding
-    platform = sharding.mesh.devices.flat[0].platform
-    attend = make_attention(choose_attention("auto", config, model.dtype, platform), sharding)
-    precision = "highest" if model.dtype == "float32" else "default"
-
-    def local(parameters: Parameters, tokens: jax.Array, other: jax.Array) -> Any:
-        with local_to(sharding), jax.default_matmul_precision(precision):
-            bound = bind(config, parameters)
-            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-            hidden = bound.hidden_states(bound.embed(tokens), positions, attend)
-            return compute(bound, hidden, other)
-
-    axes = logical_axes(config)
-    weights = parameter_tree({name: sharding.manual_spec(axes[name]) for name in axes})
-    rows = PartitionSpec(*sharding.manual_spec(("batch",)))
-    return jax.shard_map(
-        local,
-        mesh=sharding.mesh,
-        in_specs=(weights, rows, rows),
-        out_specs=rows,
-        axis_names=set(MANUAL_AXES),
-        check_vma=False,
-    )
+def _hidden_states(model: Llama, tokens: jax.Array, attend: Attend) -> jax.Array:
+    """[batch, length, embed] of sequences that begin at position 0."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return model.hidden_states(model.embed(tokens), positions, attend)
 
 
 def _logits(model: Llama, hidden: jax.Array) -> jax.Array:
@@ -125,14 +87,16 @@ def _logits(model: Llama, hidden: jax.Array) -> jax.Array:
     return jnp.einsum("btd,dv->btv", hidden, head, preferred_element_type=jnp.float32)
 
 
-def _next_tokens(model: Llama, hidden: jax.Array, last: jax.Array) -> jax.Array:
+def _next_tokens(model: Llama, tokens: jax.Array, last: jax.Array, attend: Attend) -> jax.Array:
     """Log probabilities after each sequence's last position, float32 [batch, vocab]."""
+    hidden = _hidden_states(model, tokens, attend)
     at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
     return jax.nn.log_softmax(_logits(model, at_last)[:, 0])
 
 
-def _scores(model: Llama, hidden: jax.Array, labels: jax.Array) -> _Found:
+def _scores(model: Llama, tokens: jax.Array, labels: jax.Array, attend: Attend) -> _Found:
     """Losses and whether each label is the likeliest, a part of the sequence at a time."""
+    hidden = _hidden_states(model, tokens, attend)
 
     def part(hidden: jax.Array, labels: jax.Array) -> _Found:
         logits = _logits(model, hidden)

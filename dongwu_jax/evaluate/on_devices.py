@@ -1,0 +1,64 @@
+"""Running a loaded model over sequences, on all of its devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dongwu_jax.interop.inference import LoadedModel
+from dongwu_jax.models.attention import choose_attention, make_attention
+from dongwu_jax.models.llama import Llama
+from dongwu_jax.models.parameters import Parameters, bind, logical_axes, parameter_tree
+from dongwu_jax.parallel.context import Attend
+from dongwu_jax.parallel.mesh import MANUAL_AXES
+from dongwu_jax.parallel.sharding import local_to
+
+# Of (model, tokens [batch, length], something of each sequence, attention): arrays whose first
+# dimension is batch.
+Compute = Callable[[Llama, jax.Array, jax.Array, Attend], Any]
+
+
+class OnDevices:
+    """A program that gives each device of a model its own sequences.
+
+    By hand, as in training: cuDNN's attention cannot be split by the compiler.
+    """
+
+    def __init__(self, model: LoadedModel, compute: Compute) -> None:
+        self._parameters = model.parameters
+        self._mesh = model.sharding.mesh
+        self._rows = PartitionSpec(*model.sharding.manual_spec(("batch",)))
+        self._program = jax.jit(self._split(model, compute))
+
+    def __call__(self, tokens: np.ndarray, other: np.ndarray) -> Any:
+        """What `compute` makes of sequences, on the host.
+
+        Args:
+            tokens: int32 [batch, length]; batch is a multiple of the model's devices.
+            other: int32 [batch, ...].
+        """
+        placed = jax.device_put((tokens, other), NamedSharding(self._mesh, self._rows))
+        return jax.tree.map(np.asarray, self._program(self._parameters, *placed))
+
+    def _split(self, model: LoadedModel, compute: Compute) -> Callable[..., Any]:
+        config, sharding = model.config, model.sharding
+        platform = self._mesh.devices.flat[0].platform
+        attend = make_attention(choose_attention("auto", config, model.dtype, platform), sharding)
+        precision = "highest" if model.dtype == "float32" else "default"
+
+        def local(parameters: Parameters, tokens: jax.Array, other: jax.Array) -> Any:
+            with local_to(sharding), jax.default_matmul_precision(precision):
+                return compute(bind(config, parameters), tokens, other, attend)
+
+        axes = logical_axes(config)
+        weights = parameter_tree({name: sharding.manual_spec(axes[name]) for name in axes})
+        return jax.shard_map(
+            local,
+            mesh=self._mesh,
+            in_specs=(weights, self._rows, self._rows),
+            out_specs=self._rows,
+            axis_names=set(MANUAL_AXES),
+            check_vma=False,
+        )
