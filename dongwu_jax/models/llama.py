@@ -234,15 +234,20 @@ def block_function(
     """
 
     def run(x: jax.Array, weights: nnx.State) -> jax.Array:
-        joined = jax.tree.map(
-            lambda weight: weight.replace(in_use(weight)),
-            weights,
-            is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
-        )
         x = checkpoint_name(x, "block_input")
-        return nnx.merge(graph, joined)(x, rotary, attend, multiply)
+        return block_in_use(graph, weights)(x, rotary, attend, multiply)
 
     return rematerialize(run, remat, inside_scan)
+
+
+def block_in_use(graph: nnx.GraphDef, weights: nnx.State) -> Block:
+    """A block whose weights are as a computation needs them, wherever their parts lie."""
+    joined = jax.tree.map(
+        lambda weight: weight.replace(in_use(weight)),
+        weights,
+        is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+    )
+    return nnx.merge(graph, joined)
 
 
 def in_use(weight: nnx.Param) -> Any:

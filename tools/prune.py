@@ -1,0 +1,108 @@
+"""Cut a big model into a smaller one: layers, hidden and feed-forward channels, heads.
+
+Example:
+  python tools/prune.py --model /models/13b --calibration text.jsonl --out pruned \\
+      --target num_layers=32,hidden_size=4096,intermediate_size=11008,num_attention_heads=32
+
+The result is an ordinary model: it trains, exports, and loads in transformers and vLLM.
+"""
+
+import argparse
+from pathlib import Path
+
+from dongwu_jax.command_line import positive_int, run_command_line
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse and prune."""
+    options = _parse(arguments)
+    # Only now: JAX takes seconds to import, and --help should not.
+    from dongwu_jax.compress.pruning_job import Pruning, run_pruning
+    from dongwu_jax.interop.conversion import TargetOptions
+    from dongwu_jax.interop.targets import DTYPE_NAMES
+
+    stored = None if options.target_dtype is None else DTYPE_NAMES[options.target_dtype]
+    written = TargetOptions(options.to_format, stored, options.tokenizer)
+    run_pruning(
+        Pruning(
+            options.model,
+            options.out,
+            options.target,
+            options.method,
+            options.drop_layers,
+            options.calibration,
+            options.samples,
+            options.length,
+            options.seed,
+            options.tensor_parallel,
+            written,
+            options.dtype,
+            options.fsdp,
+            options.overwrite,
+            options.dry_run,
+        )
+    )
+    return 0
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: write layers from 0 on, e.g. 4,7")
+    return tuple(map(int, parts))
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="any format that tools/convert.py reads")
+    add("--out", type=Path, required=True, help="folder to write; it must not exist")
+    add(
+        "--target",
+        default="",
+        metavar="SIZE=N,SIZE=N",
+        help="num_layers, hidden_size, intermediate_size, num_heads, num_kv_heads, or Hugging "
+        "Face's names for them; what is not named stays",
+    )
+    add(
+        "--method",
+        choices=["activation", "magnitude", "random"],
+        default="activation",
+        help="what decides: activations on calibration text (default), sizes of weights, chance",
+    )
+    add("--calibration", type=Path, metavar="TEXT", help=".jsonl, text file or .bin/.idx prefix")
+    add("--samples", type=positive_int, default=128, help="sequences of it (default 128)")
+    add("--length", type=positive_int, default=2048, help="tokens of each (default 2048)")
+    add("--drop-layers", type=_layers, metavar="N,N", help="leave these out, counted from 0")
+    add("--seed", type=int, default=0, help="of --method random (default 0)")
+    add(
+        "--tensor-parallel",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="ranks the result must divide by; random cuts each rank's part alike (default 1)",
+    )
+    add("--to-format", choices=["hf", "dongwu"], default="hf", help="what to write (default hf)")
+    add(
+        "--target-dtype",
+        choices=["fp32", "bf16", "fp16"],
+        help="of the written weights (default: as --model stores them)",
+    )
+    add("--dtype", choices=["float32", "bfloat16"], help="of scoring; default: float32 on CPU")
+    add("--tokenizer", type=Path, help="tokenizer to use instead of the model's own")
+    add(
+        "--fsdp",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="devices that share one copy of the weights while scoring (default 1)",
+    )
+    add("--overwrite", action="store_true", help="replace a model that is at --out")
+    add("--dry-run", action="store_true", help="say what would be cut, write nothing")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    run_command_line(main)
