@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from dongwu_jax.command_line import run_command_line
 from dongwu_jax.config import ModelConfig
@@ -36,6 +37,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     eos_id: int | None = None,
+    rows: NamedSharding | None = None,
 ) -> list[list[int]]:
     """Continue each prompt.
 
@@ -47,6 +49,7 @@ def generate(
         temperature: divides the logits; 0 takes the most likely token.
         top_p: sample from the most likely tokens whose probabilities reach this sum.
         eos_id: ends a continuation; None: only `max_new_tokens` does.
+        rows: how devices share the prompts, whose number they must divide; None: one has all.
 
     Returns:
         The new tokens of each prompt, without `eos_id`.
@@ -63,8 +66,7 @@ def generate(
     tokens = _continue(
         config,
         parameters,
-        jnp.asarray(padded),
-        jnp.asarray(lengths, jnp.int32),
+        *jax.device_put((padded, np.asarray(lengths, np.int32)), rows),
         max_new_tokens,
         jnp.float32(temperature),
         jnp.float32(top_p),
@@ -72,9 +74,10 @@ def generate(
         -1 if eos_id is None else eos_id,
         capacity=_round_up(max(lengths) + max_new_tokens),
         greedy=temperature == 0,
+        rows=rows,
     )
-    rows = np.asarray(tokens)
-    new = [row[n : n + max_new_tokens].tolist() for row, n in zip(rows, lengths, strict=True)]
+    whole = np.asarray(tokens)
+    new = [row[n : n + max_new_tokens].tolist() for row, n in zip(whole, lengths, strict=True)]
     return [ids[: ids.index(eos_id)] if eos_id in ids else ids for ids in new]
 
 
@@ -110,7 +113,7 @@ def _check(
             )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "capacity", "greedy"))
+@functools.partial(jax.jit, static_argnames=("config", "capacity", "greedy", "rows"))
 def _continue(
     config: ModelConfig,
     parameters: Parameters,
@@ -123,12 +126,13 @@ def _continue(
     eos_id: jax.Array,
     capacity: int,
     greedy: bool,
+    rows: NamedSharding | None,
 ) -> jax.Array:
     """Prompts [batch, width] with their continuations behind them, int32 [batch, capacity]."""
     model = bind(config, parameters)
     batch, width = prompts.shape
-    rows = jnp.arange(batch)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    row = jnp.arange(batch)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row)
 
     def choose(logits: jax.Array, step: jax.Array) -> jax.Array:
         if greedy:
@@ -145,18 +149,19 @@ def _continue(
         step, done, tokens, cache = state
         positions = lengths + step - 1
         hidden, cache = cached_hidden_states(
-            model, tokens[rows, positions][:, None], positions[:, None], cache
+            model, tokens[row, positions][:, None], positions[:, None], cache
         )
         chosen = choose(_next_logits(model, hidden[:, 0]), step)
-        tokens = tokens.at[rows, positions + 1].set(chosen)
+        tokens = tokens.at[row, positions + 1].set(chosen)
         return step + 1, done | (chosen == eos_id), tokens, cache
 
     positions = jnp.broadcast_to(jnp.arange(width), prompts.shape)
-    hidden, cache = cached_hidden_states(
-        model, prompts, positions, empty_cache(model, batch, capacity)
-    )
-    first = choose(_next_logits(model, hidden[rows, lengths - 1]), jnp.int32(0))
-    tokens = jnp.pad(prompts, ((0, 0), (0, capacity - width))).at[rows, lengths].set(first)
+    empty = empty_cache(model, batch, capacity)
+    if rows is not None:
+        empty = jax.lax.with_sharding_constraint(empty, rows)
+    hidden, cache = cached_hidden_states(model, prompts, positions, empty)
+    first = choose(_next_logits(model, hidden[row, lengths - 1]), jnp.int32(0))
+    tokens = jnp.pad(prompts, ((0, 0), (0, capacity - width))).at[row, lengths].set(first)
     return jax.lax.while_loop(unfinished, decode, (jnp.int32(1), first == eos_id, tokens, cache))[2]
 
 

@@ -13,9 +13,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
+import yaml
 from rich.console import Console
 
-from dongwu_jax.command_line import positive_int, run_command_line
+from dongwu_jax.command_line import positive_int, run_command_line, whole_number
+from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.windows import Protocol
 from dongwu_jax.output_files import check_output_file, write_output_file
 
@@ -113,7 +115,7 @@ def _harness(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from dongwu_jax.evaluate.comparison import Measures, measured
+    from dongwu_jax.evaluate.comparison import Computation, Measures, check, measured
     from dongwu_jax.evaluate.comparison_report import show
 
     measures = Measures(
@@ -126,12 +128,13 @@ def _compare(options: argparse.Namespace) -> None:
         options.num_fewshot,
         options.limit,
     )
+    models, kept = [options.a, options.b], [options.output / f"{name}.json" for name in "ab"]
+    check(models, measures, kept)
+    computation = Computation(options.dtype, options.tokenizer)
     records = []
-    for name in ("a", "b"):
-        path, kept = getattr(options, name), options.output / f"{name}.json"
-        check_output_file(kept)
-        one = argparse.Namespace(**vars(options), model=path)
-        records.append(measured(path, measures, options.dtype, kept, functools.partial(_load, one)))
+    for model, path in zip(models, kept, strict=True):
+        load = functools.partial(_load, argparse.Namespace(**vars(options), model=model))
+        records.append(measured(model, measures, computation, path, load))
     show(*records)
 
 
@@ -143,6 +146,8 @@ def _check_outputs(options: argparse.Namespace) -> None:
         check_output_file(options.json)
     if options.png is not None:
         check_can_draw(options.png)
+        if options.json is not None and options.png.resolve() == options.json.resolve():
+            raise UserError(f"--json and --png {options.png}: are the same file")
 
 
 def _load(options: argparse.Namespace) -> "Scorer":
@@ -172,7 +177,7 @@ def _print(about: dict[str, str]) -> None:
 
 def _write_json(path: Path | None, record: dict[str, Any]) -> None:
     if path is not None:
-        content = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        content = json.dumps(record, indent=2, ensure_ascii=False, default=_plain) + "\n"
         write_output_file(path, content.encode())
 
 
@@ -181,16 +186,37 @@ def _lengths(text: str) -> list[int]:
     return [positive_int(part) for part in text.split(",")]
 
 
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: numpy's numbers as Python's, the rest as text."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
 def _names(text: str) -> list[str]:
     """Words separated by commas."""
     return [name for name in text.split(",") if name]
 
 
-def _setting(text: str) -> tuple[str, str]:
+def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise argparse.ArgumentTypeError(f"{text!r}: write NAME=VALUE")
-    return name, value
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise argparse.ArgumentTypeError(f"{text!r}: {value!r} is no YAML value") from None
+
+
+def _limit(text: str) -> int | float:
+    """Documents, or a fraction of them."""
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = 0.0
+    if 0 < limit < 1:
+        return limit
+    if limit >= 1 and limit.is_integer():
+        return int(limit)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither a positive whole number nor a fraction")
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -238,7 +264,7 @@ def _add_passkey(commands: _Commands) -> None:
     add("--depths", type=positive_int, default=5, help="so many, evenly from 0 to 1 (default 5)")
     add("--trials", type=positive_int, default=10, help="keys of each length and depth (10)")
     add("--language", choices=["en", "zh"], default="en", help="of the text (default en)")
-    add("--seed", type=int, default=0, help="same seed, same keys (default 0)")
+    add("--seed", type=whole_number, default=0, help="same seed, same keys (default 0)")
     _add_outputs(parser, "the heat map")
     parser.set_defaults(run=_passkey)
 
@@ -255,8 +281,13 @@ def _add_harness(commands: _Commands) -> None:
     add = parser.add_argument
     _add_model(parser)
     add("--tasks", type=_names, required=True, metavar="A,B", help="tasks, groups or tags")
-    add("--num-fewshot", type=int, metavar="N", help="examples in a prompt (default: the task's)")
-    add("--limit", type=float, metavar="N", help="documents of each task, or a fraction below 1")
+    add(
+        "--num-fewshot",
+        type=whole_number,
+        metavar="N",
+        help="examples in a prompt (default: the task's)",
+    )
+    add("--limit", type=_limit, metavar="N", help="documents of each task, or a fraction below 1")
     add("--include-path", type=Path, metavar="FOLDER", help="YAML files of your own tasks")
     _add_fineval(parser)
     add(
@@ -265,7 +296,7 @@ def _add_harness(commands: _Commands) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="for tasks that ask for some; repeatable",
+        help="for tasks that ask for some, VALUE as in YAML; repeatable",
     )
     add("--max-length", type=positive_int, metavar="N", help="tokens of the longest input")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
@@ -289,7 +320,7 @@ def _add_compare(commands: _Commands) -> None:
     _add_protocol(parser)
     _add_lengths(parser, [4096, 32768])
     _add_fineval(parser)
-    add("--num-fewshot", type=int, default=5, metavar="N", help="of FinEval (default 5)")
+    add("--num-fewshot", type=whole_number, default=5, metavar="N", help="of FinEval (default 5)")
     add("--limit", type=positive_int, metavar="N", help="questions of each subject of FinEval")
     add("--output", type=Path, required=True, metavar="FOLDER", help="where results are kept")
     _add_computation(parser)

@@ -10,7 +10,7 @@ The result is an ordinary model: it trains, exports, and loads in transformers a
 import argparse
 from pathlib import Path
 
-from dongwu_jax.command_line import positive_int, run_command_line
+from dongwu_jax.command_line import positive_int, run_command_line, whole_number
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,7 +76,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--samples", type=positive_int, default=128, help="sequences of it (default 128)")
     add("--length", type=positive_int, default=2048, help="tokens of each (default 2048)")
     add("--drop-layers", type=_layers, metavar="N,N", help="leave these out, counted from 0")
-    add("--seed", type=int, default=0, help="of --method random (default 0)")
+    add("--seed", type=whole_number, default=0, help="of --method random (default 0)")
     add(
         "--tensor-parallel",
         type=positive_int,

@@ -1,21 +1,30 @@
 """What two models are compared by: perplexity on texts at several lengths, and FinEval."""
 
+import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dongwu_jax.errors import UserError
-from dongwu_jax.evaluate.fineval import fineval_table, item_results, majority_baseline
-from dongwu_jax.evaluate.harness import run_tasks
+from dongwu_jax.evaluate.fineval import (
+    SUBJECTS,
+    as_record,
+    fineval_table,
+    item_results,
+    majority_baseline,
+    read_questions,
+)
+from dongwu_jax.evaluate.harness import check_installed, run_tasks
 from dongwu_jax.evaluate.perplexity import measure, plan_tasks
-from dongwu_jax.evaluate.perplexity_report import as_record
+from dongwu_jax.evaluate.perplexity_report import as_record as perplexity_record
 from dongwu_jax.evaluate.progress import token_bar
 from dongwu_jax.evaluate.scoring import Scorer
 from dongwu_jax.evaluate.texts import read_token_stream
 from dongwu_jax.evaluate.windows import Protocol
-from dongwu_jax.output_files import write_output_file
+from dongwu_jax.interop.sources import open_source
+from dongwu_jax.output_files import check_output_file, write_output_file
 
 Record = dict[str, Any]
 
@@ -26,6 +35,7 @@ class Measures:
 
     Attributes:
         data: texts for perplexity, as `read_token_stream` reads them.
+        stride: of the protocol "sliding".
         fineval_data: folder with FinEval's dev/ and val/; None: not measured.
         num_fewshot: examples in a prompt of FinEval.
         limit: only so many questions of each subject; None: all.
@@ -40,38 +50,114 @@ class Measures:
     num_fewshot: int
     limit: int | None
 
-    def __post_init__(self) -> None:
-        if not self.data and self.fineval_data is None:
-            raise UserError("nothing to compare by: give --data, --fineval-data or both")
+
+@dataclass(frozen=True)
+class Computation:
+    """How a model is to compute.
+
+    Attributes:
+        tokenizer: in place of the model's own.
+    """
+
+    dtype: str | None
+    tokenizer: Path | None
+
+
+def check(models: list[Path], measures: Measures, kept: list[Path]) -> None:
+    """What can be known to fail before anything is measured.
+
+    Raises:
+        UserError: a model, text or question cannot be read, or a result not be written.
+    """
+    if not measures.data and measures.fineval_data is None:
+        raise UserError("nothing to compare by: give --data, --fineval-data or both")
+    for path in kept:
+        check_output_file(path)
+    for model in models:
+        open_source(model).close()
+    for data in measures.data:
+        if not _files(data):
+            raise UserError(f"{data}: no such file, and no indexed dataset {data}.idx")
+    if measures.fineval_data is not None:
+        check_installed()
+        for subject in SUBJECTS:
+            read_questions(measures.fineval_data, subject, "dev")
+            read_questions(measures.fineval_data, subject, "val")
 
 
 def measured(
-    model: Path, measures: Measures, dtype: str | None, kept: Path, load: Callable[[], Scorer]
+    model: Path,
+    measures: Measures,
+    computation: Computation,
+    kept: Path,
+    load: Callable[[], Scorer],
 ) -> Record:
-    """A model's results: those in the file `kept` if it has them, else new ones, kept there.
+    """A model's results: those in the file `kept` that still hold, and new ones, kept there.
 
     Args:
-        dtype: of the computation, as the user asked for it.
         load: gives the model.
 
     Raises:
         UserError: something cannot be read, or measured.
     """
-    settings = json.loads(json.dumps(asdict(measures), default=str))
-    about = {"model": str(model.resolve()), "changed": _changed(model), "asked_dtype": dtype}
-    about |= {"settings": settings}
-    known = _read(kept)
-    if known is not None and all(known.get(name) == value for name, value in about.items()):
-        return known
+    settings = _settings(model, measures, computation)
+    record = _read(kept)
+    if record.get("settings") != settings:
+        record = {"model": str(model), "settings": settings, "perplexity": {}}
+    missing = [data for data in measures.data if str(data) not in record["perplexity"]]
+    questions = measures.fineval_data is not None and "fineval" not in record
+    if not missing and not questions:
+        return record
     scorer = load()
-    texts = [_perplexities(scorer, data, measures) for data in measures.data]
-    record = about | {
-        "dtype": scorer.model.dtype,
-        "perplexity": [result for results in texts for result in results],
-        "fineval": None if measures.fineval_data is None else _fineval(scorer, measures),
-    }
-    write_output_file(kept, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    record["dtype"] = scorer.model.dtype
+    for data in missing:
+        record["perplexity"][str(data)] = _perplexities(scorer, data, measures)
+        _write(kept, record)
+    if questions:
+        record["fineval"] = _fineval(scorer, measures)
+        _write(kept, record)
     return record
+
+
+def _settings(model: Path, measures: Measures, computation: Computation) -> Record:
+    """All that the results depend on."""
+    found: Record = {
+        "model": _fingerprint(model),
+        "dtype": computation.dtype,
+        "tokenizer": computation.tokenizer and _fingerprint(computation.tokenizer),
+    }
+    if measures.data:
+        found |= {
+            "data": {str(data): _fingerprint(data) for data in measures.data},
+            "lengths": list(measures.lengths),
+            "protocol": measures.protocol,
+            "stride": measures.stride if measures.protocol == "sliding" else None,
+            "max_tokens": measures.max_tokens,
+        }
+    if measures.fineval_data is not None:
+        found |= {
+            "fineval_data": _fingerprint(measures.fineval_data),
+            "num_fewshot": measures.num_fewshot,
+            "limit": measures.limit,
+        }
+    return found
+
+
+def _fingerprint(path: Path) -> str:
+    """Changes with the name, size and time of any file of a model, text or folder."""
+    files = [
+        (str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns)
+        for file in _files(path)
+    ]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    """Those of a folder, or a file itself and an indexed dataset of that name."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    dataset = [path.with_name(path.name + suffix) for suffix in (".bin", ".idx")]
+    return [file for file in (path, *dataset) if file.is_file()]
 
 
 def _perplexities(scorer: Scorer, data: Path, measures: Measures) -> list[Record]:
@@ -83,8 +169,7 @@ def _perplexities(scorer: Scorer, data: Path, measures: Measures) -> list[Record
     records = []
     for task in tasks:
         with token_bar(f"{data.name}, length {task.length}", task.spans.num_scored) as advance:
-            result = as_record(measure(scorer, stream, task, advance))
-        records.append({"data": str(data)} | result)
+            records.append(perplexity_record(measure(scorer, stream, task, advance)))
     return records
 
 
@@ -98,22 +183,20 @@ def _fineval(scorer: Scorer, measures: Measures) -> Record:
     )
     samples = results["samples"]
     return {
-        "scores": [asdict(score) for score in fineval_table(samples)],
-        "majority": asdict(majority_baseline(samples)),
+        "scores": [as_record(score) for score in fineval_table(samples)],
+        "majority": as_record(majority_baseline(samples)),
         "items": [[*item, right] for item, right in item_results(samples).items()],
     }
 
 
-def _changed(model: Path) -> float:
-    """When the newest of a model's files was written."""
-    files = [path for path in model.rglob("*") if path.is_file()] if model.is_dir() else [model]
-    return max((path.stat().st_mtime for path in files if path.is_file()), default=0.0)
-
-
-def _read(path: Path) -> Record | None:
-    """What an earlier comparison left, or None where there is nothing of use."""
+def _read(path: Path) -> Record:
+    """What an earlier comparison left; nothing where it is of no use."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(path: Path, record: Record) -> None:
+    write_output_file(path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())

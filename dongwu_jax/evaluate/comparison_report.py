@@ -21,28 +21,36 @@ def show(first: Record, second: Record) -> None:
         line = f"{name}: {record['model']}  dtype {record['dtype']}"
         Console().print(line, highlight=False, soft_wrap=True)
     if first["perplexity"]:
-        _show_perplexity(first, second)
-    if first["fineval"] is not None:
+        _show_perplexity(first["perplexity"], second["perplexity"])
+    if "fineval" in first:
         _show_fineval(first["fineval"], second["fineval"])
 
 
-def _show_perplexity(first: Record, second: Record) -> None:
-    protocol = first["perplexity"][0]["protocol"]
-    table = Table("data", "length", "A", "B", "B / A", title=f"perplexity, protocol {protocol}")
-    for a, b in zip(first["perplexity"], second["perplexity"], strict=True):
-        change = b["perplexity"] / a["perplexity"] - 1
-        values = (f"{x['perplexity']:,.3f}" for x in (a, b))
-        table.add_row(a["data"], f"{a['length']:,}", *values, f"{change:+.2%}")
+def _show_perplexity(first: dict[str, list[Record]], second: dict[str, list[Record]]) -> None:
+    protocol = next(iter(first.values()))[0]["protocol"]
+    heads = ("perplexity A", "perplexity B", "bits per byte A", "bits per byte B", "B / A")
+    table = Table("data", "length", *heads, title=f"protocol {protocol}")
+    for data, results in first.items():
+        for a, b in zip(results, second[data], strict=True):
+            perplexities = (f"{x['perplexity']:,.3f}" for x in (a, b))
+            bits = (f"{x['bits_per_byte']:.4f}" for x in (a, b))
+            # Of other tokens, only bits per byte can be compared.
+            measure = "perplexity" if a["tokens"] == b["tokens"] else "bits_per_byte"
+            change = f"{b[measure] / a[measure] - 1:+.2%}"
+            table.add_row(data, f"{a['length']:,}", *perplexities, *bits, change)
     Console().print(table)
 
 
 def _show_fineval(first: Record, second: Record) -> None:
     models = {
-        name: [Score(**score) for score in record["scores"]]
-        for name, record in (("A", first), ("B", second))
+        name: list(map(_score, record["scores"])) for name, record in (("A", first), ("B", second))
     }
-    show_scores(models, Score(**first["majority"]))
+    show_scores(models, _score(first["majority"]))
     show_difference(("A", "B"), (_items(first), _items(second)))
+
+
+def _score(record: Record) -> Score:
+    return Score(record["name"], record["correct"], record["total"])
 
 
 def _items(record: Record) -> dict[Any, bool]:

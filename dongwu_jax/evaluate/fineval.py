@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CHOICES = ("A", "B", "C", "D")
 DEV_QUESTIONS = 5  # of each subject; the examples of the prompts
 _COLUMNS = ("id", "question", *CHOICES, "answer")
-TASK_PREFIX = "fineval_"
+_TASK_PREFIX = "fineval_"
 _UNPACK_AGAIN = "unpack the release again, with bsdtar (other tools leave files of a .rar empty)"
 
 Split = Literal["dev", "val"]
@@ -91,7 +91,6 @@ class Score:
 
     Attributes:
         name: of a category, "All", or of what answers.
-        interval: 95% confidence, as fractions.
     """
 
     name: str
@@ -107,6 +106,13 @@ class Score:
     def interval(self) -> tuple[float, float]:
         """95% confidence interval of the accuracy."""
         return wilson_interval(self.correct, self.total)
+
+
+def as_record(score: Score) -> dict[str, Any]:
+    """What is written to a file."""
+    low, high = score.interval
+    counts = {"name": score.name, "correct": score.correct, "total": score.total}
+    return counts | {"accuracy": score.accuracy, "interval": [low, high]}
 
 
 def read_questions(folder: Path, subject: Subject, split: Split) -> list[dict[str, str]]:
@@ -169,6 +175,11 @@ def fineval_dataset(
     )
 
 
+def is_fineval(task: str) -> bool:
+    """Whether a task, as the harness names it, is a subject of FinEval."""
+    return task.rpartition("::")[2].removeprefix(_TASK_PREFIX) in _BY_NAME
+
+
 def item_results(samples: Samples) -> dict[tuple[str, int], bool]:
     """Whether each question is answered correctly, by subject and number of the question.
 
@@ -215,12 +226,7 @@ def majority_baseline(samples: Samples) -> Score:
 
 
 def _fineval_samples(samples: Samples) -> list[Mapping[str, Any]]:
-    found = [
-        sample
-        for task, logged in samples.items()
-        if task.rpartition("::")[2].startswith(TASK_PREFIX)  # "group::task"
-        for sample in logged
-    ]
+    found = [sample for task, logged in samples.items() if is_fineval(task) for sample in logged]
     if not found:
         raise UserError("no question of FinEval was answered; run the task fineval")
     return found
@@ -236,7 +242,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 at byte {error.start}; {_UNPACK_AGAIN}") from None
+        raise UserError(f"{path}: is not UTF-8 ({error.reason}); {_UNPACK_AGAIN}") from None
     except csv.Error as error:
         raise UserError(f"{path}: line {reader.line_num}: {error}; {_UNPACK_AGAIN}") from None
     if not columns:

@@ -1,6 +1,7 @@
 """Tasks of lm-evaluation-harness: its own, ours, and the user's."""
 
 import difflib
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from dongwu_jax.evaluate.scoring import Scorer
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
+
+logger = logging.getLogger(__name__)
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 _BOOTSTRAP_SAMPLES = 100  # for standard errors that have no formula
@@ -49,22 +52,14 @@ def run_tasks(
         UserError: the harness is not installed, there is no such task or folder, a task is named
             twice, or it runs what the model writes.
     """
-    try:
-        import lm_eval
-    except ModuleNotFoundError as error:
-        if error.name != "lm_eval":
-            raise
-        raise UserError(
-            "lm-evaluation-harness is not installed; install it with: "
-            "pip install 'dongwu_jax[eval]'"
-        ) from None
+    check_installed()
+    import lm_eval
+
     from dongwu_jax.evaluate.harness_model import DongwuLM
 
-    if not tasks:
-        raise UserError("no task is named; name at least one, such as fineval")
-    model = DongwuLM(scorer, max_length)
     manager = _task_manager(include_path, dict(metadata or {}))
     _check_names(tasks, manager)
+    model = DongwuLM(scorer, max_length)
     _restrain_libraries()
     try:
         results = lm_eval.simple_evaluate(
@@ -76,9 +71,44 @@ def run_tasks(
             log_samples=True,
             task_manager=manager,
         )
+    except (ArithmeticError, AssertionError, ImportError, LookupError, OSError) as error:
+        # Of a task or its data: mistakes in YAML, files and packages that are missing.
+        raise UserError(f"{', '.join(tasks)}: {type(error).__name__}: {error}") from error
     except ValueError as error:
-        raise _explained(error) from None
+        raise _explained(error) from error
+    _report_other_examples(results, num_fewshot)
     return dict(results)
+
+
+def check_installed() -> None:
+    """Whether the harness is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        import lm_eval  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "lm_eval":
+            raise
+        raise UserError(
+            "lm-evaluation-harness is not installed; install it with: "
+            "pip install 'dongwu_jax[eval]'"
+        ) from None
+
+
+def _report_other_examples(results: Mapping[str, Any], num_fewshot: int | None) -> None:
+    """Name the tasks that do not take examples, for the harness does as they say."""
+    other = [
+        task
+        for task, number in results["n-shot"].items()
+        if isinstance(number, int) and number != num_fewshot
+    ]
+    if num_fewshot is not None and other:
+        logger.warning(
+            "--num-fewshot %d does not change tasks that forbid it: %s",
+            *(num_fewshot, ", ".join(other)),
+        )
 
 
 def _restrain_libraries() -> None:
@@ -99,6 +129,10 @@ def _task_manager(include_path: Path | None, metadata: dict[str, Any]) -> "TaskM
 
 
 def _check_names(tasks: list[str], manager: "TaskManager") -> None:
+    if not tasks:
+        raise UserError("no task is named; name at least one, such as fineval")
+    if len(set(tasks)) < len(tasks):
+        raise UserError(f"tasks {', '.join(tasks)}: one is named twice")
     for task in tasks:
         if task not in manager.task_index:
             near = difflib.get_close_matches(task, manager.all_tasks, n=3)
@@ -109,10 +143,9 @@ def _check_names(tasks: list[str], manager: "TaskManager") -> None:
             )
 
 
-def _explained(error: ValueError) -> Exception:
-    """The user's mistake, or the harness's own error."""
+def _explained(error: ValueError) -> UserError:
     said = str(error)
     for part, advice in _ADVICE.items():
         if part in said:
             return UserError(f"{said.partition('. ')[0]}: {advice}")
-    return error
+    return UserError(f"a task cannot be run as it is written: {said}")

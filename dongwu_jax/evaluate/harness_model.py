@@ -74,8 +74,8 @@ class DongwuLM(TemplateLM):
             max_length: tokens of the longest input; None: as many as the model has positions.
 
         Raises:
-            UserError: `max_length` is not positive, or the tokenizer has no token that can stand
-                for an empty context.
+            UserError: `max_length` is more than the model has, or the tokenizer has no token that
+                can stand for an empty context.
         """
         super().__init__()
         self._scorer = scorer
@@ -83,8 +83,11 @@ class DongwuLM(TemplateLM):
         self._beginning = beginning_ids(self._tokenizer)
         positions = scorer.model.config.max_position_embeddings
         self.max_length = positions if max_length is None else max_length
-        if self.max_length < 1:
-            raise UserError(f"max_length={self.max_length}: must be at least 1")
+        if not 1 <= self.max_length <= positions:
+            raise UserError(
+                f"--max-length {self.max_length}: must be from 1 to the model's {positions} "
+                "positions"
+            )
         bos_id, eos_id = self._tokenizer.bos_id, self._tokenizer.eos_id
         prefix = eos_id if bos_id is None else bos_id
         if prefix is None:
@@ -138,8 +141,6 @@ class DongwuLM(TemplateLM):
         answers = self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm)
         for owner, (log_likelihood, _) in zip(owners, answers, strict=True):
             totals[owner] += log_likelihood
-        for text, total in zip(texts, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
         return totals
 
     def _loglikelihood_tokens(
@@ -162,9 +163,6 @@ class DongwuLM(TemplateLM):
                 self._of_texts(longer, wholes, sizes), self._of_choices(choices, wholes)
             ):
                 answers[index] = answer
-                key = requests[index][0]
-                if key is not None:
-                    self.cache_hook.add_partial("loglikelihood", key, answer)
                 bar.update()
         return [answers[index] for index in range(len(requests))]
 
@@ -232,9 +230,6 @@ class DongwuLM(TemplateLM):
                 for index, new in self._continuations(decoding, members, prompts):
                     text = self._tokenizer.decode(new)
                     texts[index] = postprocess_generated_text(text, stops[index], None)
-                    self.cache_hook.add_partial(
-                        "generate_until", requests[index].args, texts[index]
-                    )
                     bar.update()
         return [texts[index] for index in range(len(requests))]
 
@@ -259,6 +254,7 @@ class DongwuLM(TemplateLM):
                     decoding.top_p,
                     seed=first,
                     eos_id=self._tokenizer.eos_id,
+                    rows=model.rows,
                 )
             yield from zip(batch, new, strict=False)  # without the rows that pad the batch
 

@@ -1,12 +1,11 @@
 """Results of lm-evaluation-harness as a record for a file and as tables for a person."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 
-from dongwu_jax.evaluate.fineval import TASK_PREFIX, fineval_table, majority_baseline
+from dongwu_jax.evaluate import fineval
 from dongwu_jax.evaluate.fineval_report import show_scores
 
 Record = dict[str, Any]
@@ -19,13 +18,16 @@ def as_record(results: Mapping[str, Any]) -> Record:
     record = {name: results[name] for name in _KEPT if name in results}
     record["items"] = {
         task: [
-            {"doc_id": sample["doc_id"]} | {name: sample[name] for name in sample["metrics"]}
+            {"doc_id": sample["doc_id"], "filter": sample["filter"]}
+            | {name: sample[name] for name in sample["metrics"]}
             for sample in samples
         ]
         for task, samples in results["samples"].items()
     }
     if _has_fineval(results):
-        record["fineval"] = [asdict(score) for score in fineval_table(results["samples"])]
+        samples = results["samples"]
+        scores = (*fineval.fineval_table(samples), fineval.majority_baseline(samples))
+        record["fineval"] = list(map(fineval.as_record, scores))
     return record
 
 
@@ -39,8 +41,9 @@ def show(results: Mapping[str, Any]) -> None:
         console.print(make_table(results, "groups"), highlight=False, soft_wrap=True)
     if _has_fineval(results):
         samples = results["samples"]
-        show_scores({"this model": fineval_table(samples)}, majority_baseline(samples))
+        scores = {"this model": fineval.fineval_table(samples)}
+        show_scores(scores, fineval.majority_baseline(samples))
 
 
 def _has_fineval(results: Mapping[str, Any]) -> bool:
-    return any(task.startswith(TASK_PREFIX) for task in results["samples"])
+    return any(map(fineval.is_fineval, results["samples"]))

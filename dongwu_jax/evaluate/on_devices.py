@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from dongwu_jax.interop.inference import LoadedModel
 from dongwu_jax.models.attention import choose_attention, make_attention
@@ -29,7 +28,7 @@ class OnDevices:
     def __init__(self, model: LoadedModel, compute: Compute) -> None:
         self._parameters = model.parameters
         self._mesh = model.sharding.mesh
-        self._rows = PartitionSpec(*model.sharding.manual_spec(("batch",)))
+        self._rows = model.rows
         self._program = jax.jit(self._split(model, compute))
 
     def __call__(self, tokens: np.ndarray, other: np.ndarray) -> Any:
@@ -39,7 +38,7 @@ class OnDevices:
             tokens: int32 [batch, length]; batch is a multiple of the model's devices.
             other: int32 [batch, ...].
         """
-        placed = jax.device_put((tokens, other), NamedSharding(self._mesh, self._rows))
+        placed = jax.device_put((tokens, other), self._rows)
         return jax.tree.map(np.asarray, self._program(self._parameters, *placed))
 
     def _split(self, model: LoadedModel, compute: Compute) -> Callable[..., Any]:
@@ -57,8 +56,8 @@ class OnDevices:
         return jax.shard_map(
             local,
             mesh=self._mesh,
-            in_specs=(weights, self._rows, self._rows),
-            out_specs=self._rows,
+            in_specs=(weights, self._rows.spec, self._rows.spec),
+            out_specs=self._rows.spec,
             axis_names=set(MANUAL_AXES),
             check_vma=False,
         )

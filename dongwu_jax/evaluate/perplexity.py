@@ -3,6 +3,7 @@
 Every counted token weighs the same. Beginning tokens are given and not counted; end tokens are.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -22,6 +23,9 @@ from dongwu_jax.evaluate.windows import (
     truncated_spans,
 )
 
+logger = logging.getLogger(__name__)
+
+_LARGEST_LOSS = 709.0  # whose exponential is a number
 _FIRST_POSITIONS = 64  # positions are told apart in ranges, each twice as long as the one before
 
 
@@ -76,7 +80,7 @@ class Perplexity:
     @property
     def perplexity(self) -> float:
         """exp of the loss: the effective number of choices for a token."""
-        return math.exp(self.loss)
+        return math.exp(self.loss) if self.loss < _LARGEST_LOSS else math.inf
 
     @property
     def bits_per_byte(self) -> float:
@@ -125,6 +129,12 @@ def plan_tasks(
                 f"predict, {max(lengths) if protocol == 'truncate' else 1} are needed; choose "
                 "shorter --lengths, or longer documents"
             )
+        longest_window = int((spans.stop - spans.start).max())
+        if longest_window < length:
+            logger.warning(
+                "length %d: no document is as long, windows have at most %d tokens",
+                *(length, longest_window),
+            )
         used = stride if protocol == "sliding" else None
         tasks.append(Task(protocol, length, used, spans, num_bytes, documents))
     return tasks
@@ -145,15 +155,18 @@ def measure(
     scorer.compile(rows, task.length)
     sums, counts = np.zeros((2, task.length))
     start = time.perf_counter()
-    for batch in batches(
-        stream.tokens, task.spans, rows, task.length, scorer.model.tokenizer.bos_id
-    ):
+    for batch in batches(stream.tokens, stream.given, task.spans, rows, task.length):
         losses = scorer(batch.tokens, batch.labels).losses.astype(np.float64)
         sums += (losses * batch.counted).sum(0)
         counts += batch.counted.sum(0)
-        progress(int(batch.counted.sum()))
+        progress(batch.predicted)
     seconds = time.perf_counter() - start
     tokens_counted = int(counts.sum())
+    if not np.isfinite(sums).all():
+        raise UserError(
+            f"the model's loss is not a finite number at length {task.length}: its weights are "
+            "damaged, or too large for --dtype"
+        )
     by_position = [] if task.protocol == "sliding" else _by_position(sums, counts)
     return Perplexity(
         task, tokens_counted, float(sums.sum()) / tokens_counted, by_position, seconds

@@ -11,6 +11,7 @@ from dongwu_jax.errors import UserError
 from dongwu_jax.output_files import check_output_file, write_output_file
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -33,22 +34,27 @@ def draw_perplexity(path: Path, title: str, results: Sequence[dict[str, Any]]) -
     Args:
         results: records of `perplexity_report.as_record`.
     """
-    figure = _figure(10, 4)
-    by_position, by_length = figure.subplots(1, 2)
+    told = [result for result in results if result["by_position"]]  # not by every protocol
+    figure = _figure(10 if told else 5, 4)
+    panels = figure.subplots(1, 2 if told else 1, squeeze=False)[0]
+    if told:
+        _draw_positions(panels[0], told)
+    lengths = [result["length"] for result in results]
+    panels[-1].plot(lengths, [result["perplexity"] for result in results], marker="o")
+    panels[-1].set(xlabel="length of the window, tokens", ylabel="perplexity", xscale="log")
+    panels[-1].set_xticks(lengths, [str(length) for length in lengths])
+    panels[-1].minorticks_off()
+    _write(figure, path, title)
+
+
+def _draw_positions(axes: "Axes", results: Sequence[dict[str, Any]]) -> None:
     for result in results:
         parts = result["by_position"]
         middle = [(part["first"] + part["last"]) / 2 for part in parts]
         values = [part["perplexity"] for part in parts]
-        by_position.plot(middle, values, marker=".", label=f"length {result['length']}")
-    by_position.set(xlabel="tokens of context", ylabel="perplexity", xscale="log", yscale="log")
-    if any(result["by_position"] for result in results):
-        by_position.legend()
-    lengths = [result["length"] for result in results]
-    by_length.plot(lengths, [result["perplexity"] for result in results], marker="o")
-    by_length.set(xlabel="length of the window, tokens", ylabel="perplexity", xscale="log")
-    by_length.set_xticks(lengths, [str(length) for length in lengths])
-    by_length.minorticks_off()
-    _write(figure, path, title)
+        axes.plot(middle, values, marker=".", label=f"length {result['length']}")
+    axes.set(xlabel="tokens of context", ylabel="perplexity", xscale="log", yscale="log")
+    axes.legend()
 
 
 def draw_heat_map(

@@ -22,11 +22,13 @@ class TokenStream:
 
     Attributes:
         tokens: int32 [tokens]; each document with its beginning and end tokens.
+        given: bool [tokens]; beginning tokens, which no model has to predict.
         bounds: int64 [documents + 1]; where each document begins in `tokens`, and their end.
         bytes: int64 [documents]; UTF-8 bytes of each. The last may be cut short.
     """
 
     tokens: np.ndarray
+    given: np.ndarray
     bounds: np.ndarray
     bytes: np.ndarray
 
@@ -69,10 +71,22 @@ def read_token_stream(data: Path, tokenizer: AnyTokenizer, max_tokens: int | Non
     if num_tokens < 2:
         raise UserError(f"{data}: holds no text to predict")
     bounds = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
-    stream = TokenStream(np.concatenate(tokens), bounds, np.array(num_bytes, np.int64))
+    joined = np.concatenate(tokens)
+    given = _beginnings(joined, bounds, tokenizer)
+    stream = TokenStream(joined, given, bounds, np.array(num_bytes, np.int64))
     if predicted_bytes(stream, tokenizer, joined=True) < 1:
         raise UserError(f"{data}: holds no text to predict")
     return stream
+
+
+def _beginnings(tokens: np.ndarray, bounds: np.ndarray, tokenizer: AnyTokenizer) -> np.ndarray:
+    """Where the beginning token stands for a beginning: some tokenizers end texts with it too."""
+    beginnings = tokens == (-1 if tokenizer.bos_id is None else tokenizer.bos_id)
+    if tokenizer.bos_id == tokenizer.eos_id:
+        first = np.zeros(len(tokens), bool)
+        first[bounds[:-1][np.diff(bounds) > 0]] = True
+        beginnings &= first
+    return beginnings
 
 
 def predicted_bytes(stream: TokenStream, tokenizer: AnyTokenizer, joined: bool) -> int:
@@ -98,13 +112,13 @@ def prefix_bytes(stream: TokenStream, tokenizer: AnyTokenizer, spans: Spans) -> 
 
 
 def _documents(data: Path, tokenizer: AnyTokenizer) -> Iterator[_Document]:
+    if data.is_dir():
+        raise UserError(f"{data}: is a folder; name a text file or the prefix of a dataset in it")
     if data.with_name(data.name + ".idx").is_file():
         yield from _indexed_documents(data, tokenizer)
         return
     if data.suffix in (".bin", ".idx"):
         raise UserError(f"{data}: write the dataset without its ending: {data.with_suffix('')}")
-    if data.is_dir():
-        raise UserError(f"{data}: is a folder; name a text file or the prefix of a dataset in it")
     if not data.is_file():
         raise UserError(f"{data}: no such file, and no indexed dataset {data}.idx")
     start = beginning_ids(tokenizer)

@@ -47,11 +47,13 @@ class Batch:
     Attributes:
         tokens, labels: int32 [windows, length].
         counted: float32 [windows, length]; 1 where the label is scored.
+        predicted: tokens that its windows predict, given ones included.
     """
 
     tokens: np.ndarray
     labels: np.ndarray
     counted: np.ndarray
+    predicted: int
 
 
 def chunked_spans(num_tokens: int, length: int) -> Spans:
@@ -85,13 +87,13 @@ def truncated_spans(documents: np.ndarray, length: int, longest: int) -> Spans:
 
 
 def batches(
-    stream: np.ndarray, spans: Spans, rows: int, length: int, ignored_label: int | None
+    stream: np.ndarray, given: np.ndarray, spans: Spans, rows: int, length: int
 ) -> Iterator[Batch]:
     """Windows `rows` at a time; the last batch is padded with windows that count nothing.
 
     Args:
         stream: int32 [tokens].
-        ignored_label: a token that is never scored, such as the beginning token.
+        given: bool [tokens]; those that are never scored.
     """
     for first in range(0, len(spans), rows):
         tokens, labels = np.zeros((2, rows, length), np.int32)
@@ -101,7 +103,6 @@ def batches(
             size, skipped = stop - start, int(spans.scored[index]) - start - 1
             tokens[row, :size] = stream[start:stop]
             labels[row, :size] = stream[start + 1 : stop + 1]
-            counted[row, skipped:size] = 1.0
-        if ignored_label is not None:
-            counted *= labels != ignored_label
-        yield Batch(tokens, labels, counted)
+            counted[row, skipped:size] = ~given[start + 1 + skipped : stop + 1]
+        part = slice(first, first + rows)
+        yield Batch(tokens, labels, counted, int((spans.stop[part] - spans.scored[part] + 1).sum()))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+from jax.sharding import NamedSharding
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.data.tokenizers import (
@@ -33,6 +34,11 @@ class LoadedModel:
     tokenizer: SentencePieceTokenizer | HuggingFaceTokenizer
     dtype: str
     sharding: LogicalSharding
+
+    @property
+    def rows(self) -> NamedSharding:
+        """How the sequences of a batch lie on the devices."""
+        return NamedSharding(self.sharding.mesh, self.sharding.manual_spec(("batch",)))
 
 
 def load_model(

@@ -109,7 +109,7 @@ def test_a_file_with_other_content_is_explained(tmp_path, rows, header, message)
     [
         (lambda path: path.unlink(), "cannot be read: No such file"),
         (lambda path: path.write_bytes(b""), "is empty; unpack"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-3] + b"\xff"), "is not UTF-8 at byte"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-3] + b"\xff"), "is not UTF-8"),
         (lambda path: path.write_bytes(path.read_bytes() + b'5,"cut'), "line .*unexpected end"),
     ],
 )
@@ -284,7 +284,7 @@ def test_a_real_model_answers_as_by_the_hugging_face_backend(fineval, tmp_path):
         include_defaults=False,
         metadata={"fineval_data": str(fineval)},
     )
-    options = {"num_fewshot": 0, "limit": 2}
+    options = {"num_fewshot": 0, "limit": 1}
     theirs = lm_eval.simple_evaluate(
         HFLM(str(folder), dtype="float32", device="cpu", batch_size=4),
         tasks=["fineval"],
@@ -302,6 +302,6 @@ def test_a_real_model_answers_as_by_the_hugging_face_backend(fineval, tmp_path):
                 assert response[1] == their_response[1]
     first, second = (item_results(results["samples"]) for results in (ours, theirs))
     assert first == second
-    assert len(first) == 2 * len(SUBJECTS)
+    assert len(first) == len(SUBJECTS)
     assert mcnemar(first, second).p_value == 1.0
     assert ours["results"]["fineval"]["acc,none"] == theirs["results"]["fineval"]["acc,none"]

@@ -1,20 +1,38 @@
 """The harness with our model against the harness with its own Hugging Face backend."""
 
-import json
 import logging
 import socket
 import sys
 
 import jax
+import numpy as np
 import pytest
 import torch
-from reference_models import TOKENIZER_VOCAB, random_llama, save, train_tiny_tokenizer
+from conversions import convert_to
+from harness_tasks import (
+    PROMPTS,
+    TASKS,
+    TEXTS,
+    assert_same,
+    figures,
+    write_task,
+    write_tasks,
+)
+from reference_models import (
+    TOKENIZER_VOCAB,
+    random_llama,
+    save,
+    smollm2_file,
+    train_tiny_tokenizer,
+)
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.harness import run_tasks
 from dongwu_jax.evaluate.scoring import Scorer
+from dongwu_jax.generate import _continue
 from dongwu_jax.interop.hf_tokenizer import write_hugging_face_tokenizer
 from dongwu_jax.interop.inference import load_model
+from dongwu_jax.interop.sources import open_source
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -27,74 +45,12 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from dongwu_jax.evaluate.harness_model import DongwuLM  # noqa: E402
 
 LENGTH = 64
-LONG = "def price(bond):\n    if bond:\n        return  bond.price\n" * 5
-CHOICES = [
-    ("The central bank", ["sells bonds.", "tightens credit; cash", "x"]),
-    ("", ["证券法规定", "rate 4.25 %", "The"]),  # scored without a context
-    ("Bonds are ", ["1", "2", "12 %"]),  # its last space belongs to the choices
-    (LONG, [" bond", "return bond.price", "\n"]),  # longer than the model
-]
-TEXTS = ["The central bank sells bonds.", LONG, "证券法规定，\n\n上市公司", "x"]
-PROMPTS = ["The central bank", LONG, "证券法", "if bond:\n", "rate 4.25 %", "cash and"]
-TASKS = ["tiny_choice", "tiny_rolling", "tiny_free", "tiny_until"]
-
-
-def _task(folder, name, documents, **settings):
-    data = folder / f"{name}.jsonl"
-    data.write_text("".join(json.dumps(document) + "\n" for document in documents))
-    config = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"validation": str(data)}},
-        "validation_split": "validation",
-    } | settings
-    (folder / f"{name}.yaml").write_text(json.dumps(config))  # YAML too
 
 
 @pytest.fixture(scope="module")
 def tasks_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
-    _task(
-        folder,
-        "tiny_choice",
-        [{"text": text, "choices": choices} for text, choices in CHOICES],
-        output_type="multiple_choice",
-        doc_to_text="{{text}}",
-        doc_to_choice="choices",
-        doc_to_target=0,
-        metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}],
-    )
-    _task(
-        folder,
-        "tiny_rolling",
-        [{"text": text} for text in TEXTS],
-        output_type="loglikelihood_rolling",
-        doc_to_text="",
-        doc_to_target="{{text}}",
-        metric_list=[
-            {"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")
-        ],
-    )
-    for name, until in {"tiny_free": ["\n\n\n"], "tiny_until": ["\n\n\n", "r", "12"]}.items():
-        _task(
-            folder,
-            name,
-            [{"text": text} for text in PROMPTS],
-            output_type="generate_until",
-            doc_to_text="{{text}}",
-            doc_to_target="{{text}}",
-            generation_kwargs={"until": until, "max_gen_toks": 24, "do_sample": False},
-            metric_list=[{"metric": "exact_match"}],
-        )
-    _task(
-        folder,
-        "tiny_unsafe",
-        [{"text": "x"}],
-        output_type="generate_until",
-        doc_to_text="{{text}}",
-        doc_to_target="{{text}}",
-        unsafe_code=True,
-    )
+    write_tasks(folder)
     return folder
 
 
@@ -149,43 +105,9 @@ def results(scorer, tasks_folder, connections):
     return found
 
 
-def _figures(results, tasks):
-    """The metrics of each task, and the model's answers to each document."""
-    metrics = {
-        (task, name): value
-        for task in tasks
-        for name, value in results["results"][task].items()
-        if isinstance(value, float)
-    }
-    answers = {
-        (task, sample["doc_id"]): sample["resps"]
-        for task in tasks
-        for sample in results["samples"][task]
-    }
-    return metrics, answers
-
-
-def _assert_same(ours, theirs, tasks):
-    assert list(ours["samples"]) == tasks
-    (metrics, answers), (their_metrics, their_answers) = (
-        _figures(results, tasks) for results in (ours, theirs)
-    )
-    assert metrics == pytest.approx(their_metrics, rel=1e-5)
-    assert answers.keys() == their_answers.keys()
-    for key, responses in answers.items():
-        for (response,), (expected,) in zip(responses, their_answers[key], strict=True):
-            if isinstance(expected, tuple):
-                assert response[0] == pytest.approx(expected[0], rel=1e-5), key
-                assert response[1] == expected[1], key
-            elif isinstance(expected, float):
-                assert response == pytest.approx(expected, rel=1e-5), key
-            else:
-                assert response == expected, key
-
-
 def test_tasks_give_the_numbers_of_the_hugging_face_backend(results, reference):
-    _assert_same(results, reference, TASKS)
-    assert len(_figures(results, TASKS)[0]) >= 8
+    assert_same(results, reference, TASKS)
+    assert len(figures(results, TASKS)[0]) >= 8
 
 
 def test_the_same_from_a_sentencepiece_model(exported, tasks_folder, reference):
@@ -193,7 +115,7 @@ def test_the_same_from_a_sentencepiece_model(exported, tasks_folder, reference):
     folder, sentencepiece = exported
     scorer = Scorer(load_model(folder, "float32", tokenizer=sentencepiece))
     scored = ["tiny_choice", "tiny_rolling"]
-    _assert_same(run_tasks(scorer, scored, include_path=tasks_folder), reference, scored)
+    assert_same(run_tasks(scorer, scored, include_path=tasks_folder), reference, scored)
 
 
 def test_stop_strings_end_a_text(results):
@@ -300,31 +222,6 @@ def test_several_devices_give_the_same(exported, scorer, fsdp):
     assert several.generate_until(requests) == one.generate_until(requests)
 
 
-def test_answers_reach_the_cache(scorer):
-    found = {}
-
-    class Hook:
-        def add_partial(self, kind, request, answer):
-            found[kind, json.dumps(request)] = answer
-
-    model = DongwuLM(scorer)
-    model.set_cache_hook(Hook())
-    generation = _generation(until=["\n\n\n"], max_gen_toks=2)
-    pair = Instance("loglikelihood", {}, ("cash", " bond"), 0)
-    rolling = Instance("loglikelihood_rolling", {}, ("cash",), 0)
-    answers = [
-        *(
-            (request, text)
-            for request, text in zip(generation, model.generate_until(generation), strict=True)
-        ),
-        (pair, model.loglikelihood([pair])[0]),
-        (rolling, model.loglikelihood_rolling([rolling])[0]),
-    ]
-    assert found == {
-        (request.request_type, json.dumps(request.args)): answer for request, answer in answers
-    }
-
-
 def test_sampling_is_repeatable_and_differs_between_equal_requests(scorer):
     model = DongwuLM(scorer)
     options = {"until": ["\n\n\n"], "max_gen_toks": 16, "do_sample": True, "temperature": 0.9}
@@ -361,7 +258,7 @@ def test_what_cannot_be_scored_is_refused(scorer):
     for continuation in ([], [5] * 9):
         with pytest.raises(UserError, match=f"continuation of {len(continuation)} tokens"):
             model._loglikelihood_tokens([(("", ""), [1], continuation)])
-    with pytest.raises(UserError, match="max_length=0"):
+    with pytest.raises(UserError, match="--max-length 0: must be from 1"):
         DongwuLM(scorer, 0)
 
 
@@ -380,6 +277,46 @@ def test_tasks_that_cannot_run_are_explained(scorer, tasks_folder, shared_data, 
         run_tasks(scorer, tasks, include_path=tasks_folder, metadata=metadata)
 
 
+def test_tasks_that_forbid_examples_are_named(scorer, tasks_folder, caplog):
+    with caplog.at_level(logging.WARNING):
+        run_tasks(scorer, ["tiny_rolling"], include_path=tasks_folder, num_fewshot=0)
+        assert "forbid" not in caplog.text
+        write_task(
+            tasks_folder,
+            "tiny_none",
+            [{"text": "x", "choices": ["a", "b"]}],
+            output_type="multiple_choice",
+            doc_to_text="{{text}}",
+            doc_to_choice="choices",
+            doc_to_target=0,
+            num_fewshot=0,
+        )
+        run_tasks(scorer, ["tiny_none"], include_path=tasks_folder, num_fewshot=2)
+    assert "--num-fewshot 2 does not change tasks that forbid it: tiny_none" in caplog.text
+
+
+def test_a_task_without_its_data_is_explained(scorer, tasks_folder):
+    write_task(tasks_folder, "tiny_lost", [{"text": "x"}], output_type="loglikelihood_rolling")
+    (tasks_folder / "tiny_lost.jsonl").unlink()
+    with pytest.raises(UserError, match="tiny_lost.*tiny_lost.jsonl"):
+        run_tasks(scorer, ["tiny_lost"], include_path=tasks_folder)
+
+
+def test_devices_share_the_rows_of_a_batch(exported):
+    """What each device needs to continue a batch does not grow with the devices."""
+    needed = []
+    for devices in (1, 4):
+        model = load_model(exported[0], "float32", devices=jax.devices()[:devices])
+        placed = jax.device_put((np.zeros((32 * devices, 64), np.int32),), model.rows)[0]
+        lengths = jax.device_put(np.full(32 * devices, 60, np.int32), model.rows)
+        program = _continue.lower(
+            model.config, model.parameters, placed, lengths, 8, 0.0, 1.0, jax.random.key(0), 2,
+            capacity=128, greedy=True, rows=model.rows,
+        ).compile()  # fmt: skip
+        needed.append(program.memory_analysis().temp_size_in_bytes)
+    assert needed[1] < 1.2 * needed[0]
+
+
 def test_a_folder_without_tasks_is_explained(scorer, tmp_path):
     with pytest.raises(UserError, match="include_path=.*nowhere"):
         run_tasks(scorer, TASKS, include_path=tmp_path / "nowhere")
@@ -389,3 +326,15 @@ def test_the_harness_is_named_when_it_is_missing(scorer, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UserError, match="pip install 'dongwu_jax\\[eval\\]'"):
         run_tasks(scorer, TASKS)
+
+
+@pytest.mark.slow
+def test_smollm2_gives_the_numbers_of_the_hugging_face_backend(tasks_folder, tmp_path):
+    folder = tmp_path / "smollm2"
+    convert_to(open_source(smollm2_file()), folder, "hf")
+    manager = TaskManager(include_path=tasks_folder, include_defaults=False)
+    reference = HFLM(str(folder), dtype="float32", device="cpu", batch_size=4)
+    theirs = lm_eval.simple_evaluate(reference, tasks=TASKS, task_manager=manager)
+    scorer = Scorer(load_model(folder, "float32"))
+    ours = run_tasks(scorer, TASKS, include_path=tasks_folder)
+    assert_same(ours, theirs, TASKS, rel=1e-4)  # a perplexity of a word magnifies rounding

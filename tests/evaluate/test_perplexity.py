@@ -3,12 +3,14 @@
 import json
 import math
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from reference_models import TOKENIZER_VOCAB, random_llama, save, train_tiny_tokenizer
+from safetensors.numpy import load_file, save_file
 
 from dongwu_jax.data.indexed_dataset import bin_path
 from dongwu_jax.data.indexed_dataset_writer import IndexedDatasetWriter
@@ -165,6 +167,41 @@ def test_indexed_dataset_and_text_file_give_the_same_stream(exported, tmp_path):
     assert from_index.bytes.sum() == from_text.bytes.sum() == len(text.read_bytes())
 
 
+@pytest.mark.parametrize(("eos_id", "given"), [(2, [0, 2, 4]), (1, [0, 4])])
+def test_beginning_tokens_are_given_and_end_tokens_counted(tmp_path, eos_id, given):
+    """Some tokenizers begin and end texts with the same token."""
+
+    class Tokenizer:
+        bos_id, vocab_size = 1, 10
+
+        def decode(self, tokens):
+            return "x" * len(tokens)
+
+    Tokenizer.eos_id = eos_id
+    with IndexedDatasetWriter(tmp_path / "ids", np.uint16) as writer:
+        writer.add_document(np.array([1, 5, 1, 6]), [4])
+        writer.add_document(np.array([1, 7]), [2])
+    stream = read_token_stream(tmp_path / "ids", Tokenizer(), None)
+    assert np.flatnonzero(stream.given).tolist() == given
+
+
+def test_windows_shorter_than_asked_for_are_named(exported, caplog):
+    _, folder, data = exported
+    _evaluate(folder, data, "--lengths", "4096")
+    assert "length 4096: no document is as long" in caplog.text
+
+
+def test_a_damaged_model_is_named(exported, tmp_path):
+    _, folder, data = exported
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][:] = np.nan
+    save_file(weights, broken / "model.safetensors")
+    with pytest.raises(UserError, match="not a finite number"):
+        _evaluate(broken, data, "--lengths", "16")
+
+
 def test_a_missing_text_is_named(exported):
     _, folder, data = exported
     with pytest.raises(UserError, match="nowhere.jsonl"):
@@ -186,9 +223,11 @@ def test_a_stride_beyond_the_shortest_length(exported):
         _evaluate(folder, data, *sliding)
 
 
-def test_the_figure_is_drawn(exported, tmp_path):
+@pytest.mark.parametrize("protocol", ["chunked", "sliding", "truncate"])
+def test_the_figure_is_drawn(exported, tmp_path, protocol):
     pytest.importorskip("matplotlib")
     _, folder, data = exported
     drawing = tmp_path / "perplexity.png"
-    _evaluate(folder, data, "--lengths", "16,32", "--png", str(drawing))
+    options = ["--protocol", protocol, "--lengths", "4,8", "--stride", "4"]
+    _evaluate(folder, data, *options, "--png", str(drawing))
     assert drawing.read_bytes().startswith(b"\x89PNG")

@@ -56,7 +56,7 @@ def test_batches_hold_every_scored_token_once(rows):
     stream = np.arange(100, 121, dtype=np.int32)
     spans = sliding_spans(np.array([0, 10, 21]), 4, 3)
     found = []
-    for batch in batches(stream, spans, rows, 4, ignored_label=110):
+    for batch in batches(stream, stream == 110, spans, rows, 4):
         assert batch.tokens.shape == batch.labels.shape == batch.counted.shape == (rows, 4)
         there = batch.counted == 1
         assert (batch.tokens + 1 == batch.labels)[there].all()
