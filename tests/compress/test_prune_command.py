@@ -1,0 +1,77 @@
+"""tools/prune.py as a user runs it."""
+
+import json
+
+import numpy as np
+import pytest
+import transformers
+from command_lines import exit_code, failure, load_tool
+from reference_models import (
+    TOKENIZER_VOCAB,
+    random_llama,
+    save,
+    train_tiny_tokenizer,
+    transformers_logits,
+)
+
+prune = load_tool("prune").main
+TARGET = "num_layers=3,hidden_size=24,intermediate_size=40,num_heads=2,num_kv_heads=1"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random model with a tokenizer, and text."""
+    folder = tmp_path_factory.mktemp("model")
+    train_tiny_tokenizer(folder).rename(folder / "tokenizer.model")
+    reference = random_llama(vocab_size=TOKENIZER_VOCAB, num_hidden_layers=4, num_key_value_heads=2)
+    text = folder / "text.jsonl"
+    line = json.dumps({"text": "The central bank sells bonds; cash and credit tighten."})
+    text.write_text(f"{line}\n" * 40)
+    return save(reference, folder), text
+
+
+@pytest.mark.parametrize("method", ["activation", "magnitude", "random"])
+def test_the_result_is_an_ordinary_model(model, tmp_path, method, capsys):
+    folder, text = model
+    options = ["--model", folder, "--out", tmp_path / "out", "--method", method]
+    options += ["--target", TARGET, "--calibration", text, "--samples", 16, "--length", 16]
+    assert not exit_code(prune, *options)
+    assert "parameters" in capsys.readouterr().out
+    pruned = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    config = pruned.config
+    assert (config.num_hidden_layers, config.hidden_size) == (3, 24)
+    assert (config.intermediate_size, config.num_attention_heads) == (40, 2)
+    assert (config.num_key_value_heads, config.head_dim) == (1, 8)
+    tokens = np.random.default_rng(0).integers(TOKENIZER_VOCAB, size=(1, 9))
+    assert np.isfinite(transformers_logits(pruned, tokens)).all()
+    assert (tmp_path / "out/tokenizer.model").is_file()
+
+
+def test_a_rehearsal_writes_nothing(model, tmp_path, capsys):
+    options = ["--model", model[0], "--out", tmp_path / "out", "--method", "magnitude"]
+    assert not exit_code(prune, *options, "--drop-layers", "1,2", "--dry-run")
+    assert "layers left out: 1, 2" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target", "num_layers=3"], "needs --calibration"),
+        (["--drop-layers", "4"], "--drop-layers 4: the model's layers are 0 to 3"),
+        (["--drop-layers", "1", "--target", "num_layers=3"], "leave num_layers out"),
+        (["--drop-layers", "0,1,2,3"], "leaves no layer"),
+        (["--target", "hidden_size=23"], "hidden_size=23: is not a multiple of num_heads=4"),
+    ],
+)
+def test_what_cannot_be_cut_is_explained(model, tmp_path, capsys, options, message):
+    method = ["--method", "activation" if "calibration" in message else "random"]
+    place = ["--model", model[0], "--out", tmp_path / "out"]
+    assert message in failure(capsys, prune, *place, *method, *options)
+
+
+def test_text_that_is_too_short_is_explained(model, tmp_path, capsys):
+    folder, text = model
+    options = ["--model", folder, "--out", tmp_path / "out", "--calibration", text]
+    said = failure(capsys, prune, *options, "--target", "num_layers=3", "--length", "4096")
+    assert "on 8 devices need at least 32768" in said
