@@ -51,6 +51,7 @@ def _perplexity(options: argparse.Namespace) -> None:
     tokenizer = scorer.model.tokenizer
     stream = read_token_stream(options.data, tokenizer, options.max_tokens)
     tasks = plan_tasks(stream, tokenizer, options.protocol, options.lengths, options.stride)
+    _note_lengths(scorer, options.lengths)
     results = []
     for task in tasks:
         with token_bar(f"length {task.length}", task.spans.num_scored) as advance:
@@ -79,6 +80,7 @@ def _passkey(options: argparse.Namespace) -> None:
         options.language,
         options.seed,
     )
+    _note_lengths(scorer, options.lengths)
     with token_bar("pass keys", sum(len(case.tokens) for case in cases)) as advance:
         results = measure(scorer, cases, advance)
     about = _about(scorer, options) | {"language": options.language, "seed": str(options.seed)}
@@ -159,11 +161,14 @@ def _load(options: argparse.Namespace) -> "Scorer":
 
     devices = jax.local_devices()
     model = load_model(options.model, options.dtype, options.tokenizer, devices, options.fsdp)
-    longest = model.config.max_position_embeddings
-    for length in options.lengths:
+    return Scorer(model)
+
+
+def _note_lengths(scorer: "Scorer", lengths: list[int]) -> None:
+    longest = scorer.model.config.max_position_embeddings
+    for length in lengths:
         if length > longest:
             _console.print(f"note: --lengths {length} is beyond the model's {longest} positions")
-    return Scorer(model)
 
 
 def _about(scorer: "Scorer", options: argparse.Namespace) -> dict[str, str]:
@@ -300,7 +305,7 @@ def _add_harness(commands: _Commands) -> None:
     )
     add("--max-length", type=positive_int, metavar="N", help="tokens of the longest input")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
-    parser.set_defaults(run=_harness, lengths=[])
+    parser.set_defaults(run=_harness)
 
 
 def _add_compare(commands: _Commands) -> None:

@@ -24,10 +24,13 @@ COMMANDS = {
             "gather_corpus",
             "convert",
             "evaluate",
+            "prune",
         )
     },
 }
-CALLS = [[name] for name in COMMANDS] + [["evaluate", "perplexity"]]
+CALLS = [[name] for name in COMMANDS]
+EVALUATIONS = ("perplexity", "passkey", "harness", "compare")
+CALLS += [["evaluate", name] for name in EVALUATIONS]
 
 
 def _parser(
@@ -61,12 +64,19 @@ def test_the_example_only_uses_flags_that_exist(
 ) -> None:
     parser = _parser(monkeypatch, COMMANDS[call[0]], call[1:])
     text = f"{parser.description}\n{parser.epilog}"
-    example = re.split(r"[Ee]xample:", text)[1].replace("\\\n", " ").strip().split("\n\n")[0]
+    example = re.split(r"[Ee]xamples?:", text)[1].replace("\\\n", " ").strip().split("\n\n")[0]
     flags = {word for word in shlex.split(example) if re.fullmatch(r"--[a-z-]+", word)}
-    if call == ["evaluate"]:
-        parser = _parser(monkeypatch, COMMANDS["evaluate"], ["perplexity"])
+    parsers = [parser]
+    if call == ["evaluate"]:  # its examples are of its commands
+        parsers = [_parser(monkeypatch, COMMANDS["evaluate"], [name]) for name in EVALUATIONS]
+    known = {
+        option
+        for parser in parsers
+        for action in parser._actions
+        for option in action.option_strings
+    }
     assert flags
-    assert flags <= {option for action in parser._actions for option in action.option_strings}
+    assert flags <= known
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -206,14 +206,12 @@ def test_evaluate_refuses_tokens_of_another_tokenizer(refused, model, corpus, da
 
 def test_evaluate_refuses_bad_settings_before_it_measures(refused, model, corpus, tmp_path):
     run = partial(refused, evaluate, "perplexity", "--model", model, "--data", corpus)
-    assert "--lengths 0: must be at least 1" in run("--lengths", "16,0")
     assert "--stride 17: must be from 1 to the shortest of --lengths, 16" in run(
         "--protocol", "sliding", "--lengths", "16,32", "--stride", "17"
     )
     assert "--protocol truncate: the text's longest document has" in run(
         "--protocol", "truncate", "--lengths", "4000"
     )
-    assert "--max-tokens 0: must be at least 1" in run("--max-tokens", "0")
     assert f"{tmp_path}: is a folder" in run("--json", tmp_path)
     assert "cannot be written" in run("--json", corpus / "result.json")
 
