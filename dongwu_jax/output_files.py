@@ -1,8 +1,11 @@
 """Files that appear under their names only when they are complete."""
 
 import contextlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dongwu_jax.errors import UserError
 
@@ -37,3 +40,18 @@ def write_output_file(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def write_json_file(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as `write_output_file` does; numpy's numbers become Python's.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    content = json.dumps(record, indent=2, ensure_ascii=False, default=_plain) + "\n"
+    write_output_file(path, content.encode())
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: numpy's numbers as Python's, the rest as text."""
+    return value.item() if hasattr(value, "item") else str(value)

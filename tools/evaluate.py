@@ -9,7 +9,6 @@ Examples:
 
 import argparse
 import functools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
@@ -19,7 +18,7 @@ from rich.console import Console
 from dongwu_jax.command_line import positive_int, run_command_line, whole_number
 from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.windows import Protocol
-from dongwu_jax.output_files import check_output_file, write_output_file
+from dongwu_jax.output_files import check_output_file, write_json_file
 
 if TYPE_CHECKING:
     from dongwu_jax.evaluate.scoring import Scorer
@@ -59,7 +58,8 @@ def _perplexity(options: argparse.Namespace) -> None:
     about = _about(scorer, options) | {"data": str(options.data)}
     _print(about)
     show(results)
-    _write_json(options.json, about | {"results": results})
+    if options.json is not None:
+        write_json_file(options.json, about | {"results": results})
     if options.png is not None:
         title = f"{options.model.name} on {options.data.name}, protocol {options.protocol}"
         draw_perplexity(options.png, title, results)
@@ -86,7 +86,8 @@ def _passkey(options: argparse.Namespace) -> None:
     about = _about(scorer, options) | {"language": options.language, "seed": str(options.seed)}
     _print(about)
     show(results)
-    _write_json(options.json, about | {"results": list(map(as_record, results))})
+    if options.json is not None:
+        write_json_file(options.json, about | {"results": list(map(as_record, results))})
     if options.png is not None:
         draw(options.png, f"pass keys ({options.language}), {options.model.name}", results)
 
@@ -113,7 +114,8 @@ def _harness(options: argparse.Namespace) -> None:
     about = _about(scorer, options)
     _print(about)
     show(results)
-    _write_json(options.json, about | as_record(results))
+    if options.json is not None:
+        write_json_file(options.json, about | as_record(results))
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -180,20 +182,9 @@ def _print(about: dict[str, str]) -> None:
     Console().print(line, highlight=False, soft_wrap=True)
 
 
-def _write_json(path: Path | None, record: dict[str, Any]) -> None:
-    if path is not None:
-        content = json.dumps(record, indent=2, ensure_ascii=False, default=_plain) + "\n"
-        write_output_file(path, content.encode())
-
-
 def _lengths(text: str) -> list[int]:
     """Whole numbers separated by commas."""
     return [positive_int(part) for part in text.split(",")]
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has no word for: numpy's numbers as Python's, the rest as text."""
-    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _names(text: str) -> list[str]:

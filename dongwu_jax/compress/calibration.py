@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from dongwu_jax.errors import UserError
+from dongwu_jax.evaluate.on_devices import rows_for
 from dongwu_jax.evaluate.texts import AnyTokenizer, read_token_stream
-
-_TOKENS_AT_ONCE = 8192  # on a device, unless a single sequence is longer
 
 
 def calibration_batches(
@@ -33,6 +32,6 @@ def calibration_batches(
             f"{data}: has {len(tokens)} tokens, and --samples {samples} of --length {length} on "
             f"{devices} devices need at least {devices * length}; give more text, or shorter ones"
         )
-    at_once = devices * max(1, _TOKENS_AT_ONCE // length)
+    at_once = rows_for(rows, length, devices)
     sequences = tokens[: rows * length].reshape(rows, length)
     return [sequences[first : first + at_once] for first in range(0, rows, at_once)]

@@ -1,7 +1,5 @@
 """Scores of a model's parts by the size of their weights: a baseline that needs no text."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from dongwu_jax.compress.importance import Importance
@@ -10,14 +8,8 @@ from dongwu_jax.interop.tensors import model_tensors
 from dongwu_jax.models.parameters import logical_axes
 
 
-def magnitude_scores(
-    source: ModelSource, progress: Callable[[str], None] = lambda name: None
-) -> Importance:
-    """Root of the sum of squares of all weights of a part, a tensor in memory at a time.
-
-    Args:
-        progress: called with the name of each tensor that has been read.
-    """
+def magnitude_scores(source: ModelSource) -> Importance:
+    """Root of the sum of squares of all weights of a part, a tensor in memory at a time."""
     config = source.config
     layers, hidden = config.num_layers, config.hidden_size
     sums = {
@@ -39,7 +31,6 @@ def magnitude_scores(
                 sums[axis][layer] += squares.sum(axis=others, dtype=np.float64)
         if layer is not None:
             sums["layers"][layer] += float(squares.sum(dtype=np.float64))
-        progress(tensor.name)
     # A query head cannot work without the keys and values that it shares.
     shared = np.repeat(sums["kv_heads"], config.num_heads // config.kv_heads, axis=1)
     return Importance(

@@ -16,10 +16,10 @@ from dongwu_jax.compress.pruned_source import PrunedSource
 from dongwu_jax.compress.selection import Selection
 from dongwu_jax.compress.shapes import Shape, check_shape, parse_target, shape_of
 from dongwu_jax.config import ModelConfig
-from dongwu_jax.data.progress import ByteProgress
 from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.progress import token_bar
-from dongwu_jax.interop.conversion import TargetOptions, check_folder, convert, make_target
+from dongwu_jax.interop.conversion import TargetOptions, check_folder, make_target
+from dongwu_jax.interop.conversion_job import write_model
 from dongwu_jax.interop.inference import load_model
 from dongwu_jax.interop.model_source import ModelSource
 from dongwu_jax.interop.sources import open_source
@@ -78,7 +78,8 @@ def run_pruning(job: Pruning) -> None:
         if job.dry_run:
             print("nothing was written")
         else:
-            _write(job, pruned)
+            target = make_target(pruned, job.options)
+            write_model("prune", pruned, job.out, target, job.options, job.overwrite)
     finally:
         source.close()
 
@@ -133,17 +134,3 @@ def _describe(whole: ModelConfig, pruned: ModelConfig, selection: Selection) -> 
     dropped = [layer for layer in range(whole.num_layers) if layer not in kept]
     if dropped:
         print(f"layers left out: {', '.join(map(str, dropped))}")
-
-
-def _write(job: Pruning, pruned: PrunedSource) -> None:
-    target = make_target(pruned, job.options)
-    total = sum(file.num_bytes(target.dtype) for file in target.files())
-    written: list[int] = []
-
-    def advance(num_bytes: int) -> None:
-        written.append(num_bytes)
-        bar.update(sum(written), tensors=len(written))
-
-    with ByteProgress("prune", total, tensors=0) as bar:
-        convert(pruned, job.out, target, job.overwrite, advance)
-    print(f"wrote {job.out}: {job.options.format}, {target.dtype}, {sum(written) / 1e9:.2f} GB")

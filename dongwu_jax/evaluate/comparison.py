@@ -24,7 +24,7 @@ from dongwu_jax.evaluate.scoring import Scorer
 from dongwu_jax.evaluate.texts import read_token_stream
 from dongwu_jax.evaluate.windows import Protocol
 from dongwu_jax.interop.sources import open_source
-from dongwu_jax.output_files import check_output_file, write_output_file
+from dongwu_jax.output_files import check_output_file, write_json_file
 
 Record = dict[str, Any]
 
@@ -112,10 +112,10 @@ def measured(
     record["dtype"] = scorer.model.dtype
     for data in missing:
         record["perplexity"][str(data)] = _perplexities(scorer, data, measures)
-        _write(kept, record)
+        write_json_file(kept, record)
     if questions:
         record["fineval"] = _fineval(scorer, measures)
-        _write(kept, record)
+        write_json_file(kept, record)
     return record
 
 
@@ -196,7 +196,3 @@ def _read(path: Path) -> Record:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _write(path: Path, record: Record) -> None:
-    write_output_file(path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())

@@ -244,7 +244,7 @@ class DongwuLM(TemplateLM):
         for first in range(0, len(ordered), rows):
             batch = ordered[first : first + rows]
             padded = batch + batch[-1:] * (rows - len(batch))
-            with jax.default_matmul_precision("highest" if model.dtype == "float32" else "default"):
+            with jax.default_matmul_precision(model.matmul_precision):
                 new = generate(
                     model.config,
                     model.parameters,

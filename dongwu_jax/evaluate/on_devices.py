@@ -19,6 +19,15 @@ from dongwu_jax.parallel.sharding import local_to
 Compute = Callable[[Llama, jax.Array, jax.Array, Attend], Any]
 
 
+_TOKENS_AT_ONCE = 8192  # on a device, unless a single sequence is longer
+
+
+def rows_for(sequences: int, length: int, devices: int) -> int:
+    """How many of so many sequences one call shall take, a multiple of the devices."""
+    of_a_device = min(-(-sequences // devices), max(1, _TOKENS_AT_ONCE // length))
+    return of_a_device * devices
+
+
 class OnDevices:
     """A program that gives each device of a model its own sequences.
 
@@ -45,10 +54,9 @@ class OnDevices:
         config, sharding = model.config, model.sharding
         platform = self._mesh.devices.flat[0].platform
         attend = make_attention(choose_attention("auto", config, model.dtype, platform), sharding)
-        precision = "highest" if model.dtype == "float32" else "default"
 
         def local(parameters: Parameters, tokens: jax.Array, other: jax.Array) -> Any:
-            with local_to(sharding), jax.default_matmul_precision(precision):
+            with local_to(sharding), jax.default_matmul_precision(model.matmul_precision):
                 return compute(bind(config, parameters), tokens, other, attend)
 
         axes = logical_axes(config)

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dongwu_jax.evaluate.on_devices import OnDevices
+from dongwu_jax.evaluate.on_devices import OnDevices, rows_for
 from dongwu_jax.interop.inference import LoadedModel
 from dongwu_jax.models.llama import Llama
 from dongwu_jax.models.losses import token_cross_entropy
 from dongwu_jax.parallel.context import Attend
 
-_TOKENS_AT_ONCE = 8192  # on a device, unless a single sequence is longer
 _HEAD_TOKENS = 1024  # of each sequence, whose logits exist at once
 
 _Found = tuple[jax.Array, jax.Array]  # as in Scores
@@ -42,8 +41,7 @@ class Scorer:
 
     def rows_for(self, sequences: int, length: int) -> int:
         """How many of so many sequences one call shall take, a multiple of the devices."""
-        of_a_device = min(-(-sequences // self._devices), max(1, _TOKENS_AT_ONCE // length))
-        return of_a_device * self._devices
+        return rows_for(sequences, length, self._devices)
 
     def __call__(self, tokens: np.ndarray, labels: np.ndarray) -> Scores:
         """Score sequences that begin at position 0.

@@ -87,7 +87,22 @@ def _describe_plan(folder: Path, target: ModelTarget) -> None:
     print(f"{folder}: would hold {total / 1e9:.2f} GB of {target.dtype}; nothing was written")
 
 
-def _convert(source: ModelSource, target: ModelTarget, conversion: Conversion) -> None:
+def write_model(
+    verb: str,
+    source: ModelSource,
+    folder: Path,
+    target: ModelTarget,
+    options: TargetOptions,
+    overwrite: bool,
+) -> None:
+    """Convert with a bar, and say what was written.
+
+    Args:
+        verb: what the bar calls the work.
+
+    Raises:
+        UserError: see `convert`.
+    """
     total = sum(file.num_bytes(target.dtype) for file in target.files())
     written: list[int] = []
 
@@ -95,13 +110,18 @@ def _convert(source: ModelSource, target: ModelTarget, conversion: Conversion) -
         written.append(num_bytes)
         bar.update(sum(written), tensors=len(written))
 
-    with ByteProgress("convert", total, tensors=0) as bar:
-        convert(source, conversion.target, target, conversion.overwrite, advance)
-    tokenizer = conversion.options.tokenizer or source.tokenizer
+    with ByteProgress(verb, total, tensors=0) as bar:
+        convert(source, folder, target, overwrite, advance)
+    tokenizer = options.tokenizer or source.tokenizer
     print(
-        f"wrote {conversion.target}: {conversion.options.format}, {target.dtype}, "
+        f"wrote {folder}: {options.format}, {target.dtype}, "
         f"{sum(written) / 1e9:.2f} GB, {'with' if tokenizer else 'without'} tokenizer"
     )
+
+
+def _convert(source: ModelSource, target: ModelTarget, conversion: Conversion) -> None:
+    options = conversion.options
+    write_model("convert", source, conversion.target, target, options, conversion.overwrite)
     _report_training_state(source, conversion.options)
     if isinstance(target, MegatronTarget | TorchDistTarget):
         _report_megatron_flags(target)

@@ -36,6 +36,11 @@ class LoadedModel:
     sharding: LogicalSharding
 
     @property
+    def matmul_precision(self) -> str:
+        """For `jax.default_matmul_precision`: float32 models really multiply in float32."""
+        return "highest" if self.dtype == "float32" else "default"
+
+    @property
     def rows(self) -> NamedSharding:
         """How the sequences of a batch lie on the devices."""
         return NamedSharding(self.sharding.mesh, self.sharding.manual_spec(("batch",)))
