@@ -60,8 +60,9 @@ def _allow_most_host_memory() -> None:
 
 def _print_config(config: RunConfig) -> None:
     from dongwu_jax.interop.initial_weights import resolve_initial_weights
+    from dongwu_jax.interop.teacher import resolve_teacher
 
-    print(dump_config(resolve_initial_weights(config)[0]), end="")
+    print(dump_config(resolve_teacher(resolve_initial_weights(config)[0])[0]), end="")
 
 
 def _explain_sharding(config: RunConfig, devices: int | None) -> None:
@@ -83,12 +84,14 @@ def _train(
     config: RunConfig, watchdog: Watchdog, stop_after: int | None, timeout_seconds: float
 ) -> None:
     from dongwu_jax.interop.initial_weights import resolve_initial_weights
+    from dongwu_jax.interop.teacher import resolve_teacher
     from dongwu_jax.parallel.same_settings import check_same_settings
     from dongwu_jax.training.trainer import Trainer
 
     config, start = resolve_initial_weights(config)
+    config, teacher = resolve_teacher(config)
     check_same_settings(config, timeout_seconds)
-    Trainer(config, start, watchdog=watchdog).run(stop_after)
+    Trainer(config, start, teacher, watchdog).run(stop_after)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from dongwu_jax.config.distillation import DistillationConfig
 from dongwu_jax.config.sections import (
     CheckpointConfig,
     DataConfig,
@@ -36,6 +37,7 @@ class RunConfig(Section):
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     guards: GuardsConfig = Field(default_factory=GuardsConfig)
+    distillation: DistillationConfig = Field(default_factory=DistillationConfig)
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> "RunConfig":
@@ -74,6 +76,12 @@ class RunConfig(Section):
             )
         self._check_schedule()
         self._check_precision()
+        if self.distillation.hidden_weight and training.continue_from is not None:
+            raise ValueError(
+                f"distillation.hidden_weight={self.distillation.hidden_weight}: a Megatron run "
+                "knows no moments of the projection that it learns; start with "
+                "training.initial_weights instead of continue_from"
+            )
         if self.steps < 1:
             raise ValueError(
                 f"training.duration={training.duration} is shorter than one step; lengthen it"

@@ -59,6 +59,11 @@ class ModelConfig(Section):
     initializer_range: PositiveFloat = Field(
         0.02, description="standard deviation of freshly initialised weights"
     )
+    teacher_hidden_size: PositiveInt | None = Field(
+        None,
+        description="width of a teacher's hidden states, to which this model's are projected while "
+        "it learns; filled in with distillation.hidden_weight, and no part of exports",
+    )
 
     @model_validator(mode="after")
     def _check_shape(self) -> "ModelConfig":

@@ -6,6 +6,7 @@ import grain
 import numpy as np
 
 from dongwu_jax.data.gpt_dataset import SampleSource
+from dongwu_jax.data.teacher_cache import TeacherCache
 from dongwu_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -26,6 +27,7 @@ class BatchLoader:
         labels: int32, the token that follows each input token.
         loss_mask: float32, 1 where the loss counts. With `eod_mask_loss` it is 0 where the input
             is the end-of-document token: predicting that token is trained, what follows is not.
+        what a teacher's cache holds of these samples, if there is one.
 
     For evaluation use a loader of its own, whose steps count validation batches.
     """
@@ -42,6 +44,7 @@ class BatchLoader:
         start_step: int,
         stop_step: int,
         prefetch: int,
+        cache: TeacherCache | None = None,
     ) -> None:
         """Start reading ahead from `start_step`.
 
@@ -55,6 +58,7 @@ class BatchLoader:
             start_step: first step, 0 in a fresh run.
             stop_step: first step that is not read.
             prefetch: batches read ahead.
+            cache: what a teacher says of the samples, by their numbers.
 
         Raises:
             UserError: the dataset ends before `stop_step`.
@@ -82,6 +86,7 @@ class BatchLoader:
                 global_batch_size=global_batch_size,
                 num_steps=stop_step,
                 masked_token=eod_token if eod_mask_loss else None,
+                cache=cache,
             )
         )
         options = grain.ReadOptions(
@@ -112,27 +117,38 @@ class _BatchSource:
         global_batch_size: int,
         num_steps: int,
         masked_token: int | None,
+        cache: TeacherCache | None,
     ) -> None:
         self._dataset = dataset
         self._offsets = first_samples[:, None] + rows  # [accumulation, rows] in a global batch
         self._global_batch_size = global_batch_size
         self._num_steps = num_steps
         self._masked_token = masked_token
+        self._cache = cache
 
     def __len__(self) -> int:
         return self._num_steps
 
     def __getitem__(self, step: int) -> Batch:
         first = int(step) * self._global_batch_size
-        samples = [self._dataset[first + offset] for offset in self._offsets.ravel().tolist()]
-        windows = np.stack(samples).reshape(*self._offsets.shape, -1)
+        numbers = [first + offset for offset in self._offsets.ravel().tolist()]
+        windows = self._stacked([self._dataset[number] for number in numbers])
         tokens = np.ascontiguousarray(windows[..., :-1])
         if self._masked_token is None:
             loss_mask = np.ones(tokens.shape, dtype=np.float32)
         else:
             loss_mask = (tokens != self._masked_token).astype(np.float32)
-        return {
+        batch = {
             "tokens": tokens,
             "labels": np.ascontiguousarray(windows[..., 1:]),
             "loss_mask": loss_mask,
         }
+        if self._cache is not None:
+            entries = [self._cache.read(number) for number in numbers]
+            for name in self._cache.entries:
+                batch[name] = self._stacked([entry[name] for entry in entries])
+        return batch
+
+    def _stacked(self, samples: list[np.ndarray]) -> np.ndarray:
+        """[accumulation, rows, ...] of what each sample has."""
+        return np.stack(samples).reshape(*self._offsets.shape, *samples[0].shape)

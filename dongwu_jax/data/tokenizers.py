@@ -157,6 +157,31 @@ def load_fitting_tokenizer(
     return tokenizer
 
 
+def check_same_tokens(
+    ours: SentencePieceTokenizer | HuggingFaceTokenizer,
+    theirs: SentencePieceTokenizer | HuggingFaceTokenizer,
+) -> None:
+    """Whether each id means the same text to both, whatever kinds of file they come from.
+
+    Raises:
+        UserError: naming the first id that does not.
+    """
+    if ours.vocab_size != theirs.vocab_size:
+        raise UserError(
+            f"{ours.path} has {ours.vocab_size} tokens, {theirs.path} {theirs.vocab_size}; "
+            "they must be the same tokenizer"
+        )
+    # Between two others: at the start of a text a decoder may leave out a space.
+    around = ours.encode("a")[-1:]
+    for token in range(ours.vocab_size):
+        first, second = (t.decode([*around, token, *around]) for t in (ours, theirs))
+        if first != second:
+            raise UserError(
+                f"{ours.path} and {theirs.path} are different tokenizers: id {token} is "
+                f"{first!r} in one and {second!r} in the other, between two of id {around}"
+            )
+
+
 def tokenizer_files(path: Path | str) -> list[Path]:
     """The files to copy so that `load_tokenizer` of their new folder gives the same tokenizer."""
     file = _tokenizer_file(Path(path))

@@ -18,7 +18,8 @@ class CheckpointSource:
 
     def __init__(self, path: Path):
         self._weights = WeightReader(path)
-        self.config = with_new_base(self._weights.config)  # no other format has NTK scaling
+        trained_alone = self._weights.config.model_copy(update={"teacher_hidden_size": None})
+        self.config = with_new_base(trained_alone)  # no other format has NTK scaling
         self.dtype = self._weights.dtype
         self.tokenizer = tokenizer_folder(path)
         self.iteration = self._weights.iteration or None  # 0: weights without a history
@@ -29,7 +30,7 @@ class CheckpointSource:
 
     def names(self) -> list[str]:
         """Our dotted names of all tensors."""
-        return list(self._weights)
+        return [tensor.name for tensor in model_tensors(self.config)]
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in the dtype in which it is stored."""

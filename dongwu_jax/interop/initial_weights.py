@@ -8,12 +8,14 @@ from dongwu_jax.interop.loading import load_parameters, resolve_model_config
 from dongwu_jax.interop.megatron.continuation import Continuation
 from dongwu_jax.interop.model_source import ModelSource
 from dongwu_jax.interop.sources import open_source
-from dongwu_jax.models.parameters import Parameters
+from dongwu_jax.models.parameters import Parameters, initial_parameters
 from dongwu_jax.training.checkpoint_folders import is_checkpoint
 from dongwu_jax.training.checkpoints import read_model_config
 from dongwu_jax.training.state import StartingPoint
 
 logger = logging.getLogger(__name__)
+
+_NO_PART_OF_MODELS = ("teacher_projection",)  # trained beside one, with distillation.hidden_weight
 
 
 def resolve_initial_weights(config: RunConfig) -> tuple[RunConfig, StartingPoint]:
@@ -42,15 +44,16 @@ def resolve_initial_weights(config: RunConfig) -> tuple[RunConfig, StartingPoint
 
 
 def _from_weights(config: RunConfig, origin: Path) -> tuple[RunConfig, StartingPoint]:
-    source = open_source(origin)
+    source, seed = open_source(origin), config.training.seed
     resolved = _with_model(config, _known_model(source, config.model, origin), str(origin))
 
     def load(model: ModelConfig, shardings: Parameters) -> Parameters:
         logger.info("loading %s weights (%s) from %s", source.format, source.dtype, origin)
         try:
-            return load_parameters(source.read, model, shardings)
+            loaded = load_parameters(source.read, model, shardings)
         finally:
             source.close()
+        return initial_parameters(model, seed, shardings, _NO_PART_OF_MODELS) | loaded
 
     return resolved, StartingPoint(load)
 

@@ -28,6 +28,7 @@ _RUN_MAY_CHANGE = (
     "rope_scaling",
     "rope_theta",
     "initializer_range",
+    "teacher_hidden_size",
 )
 
 

@@ -146,6 +146,10 @@ class Llama(nnx.Module):
         self.final_norm = _norm(width)
         if not config.tie_word_embeddings:
             self.lm_head = weight((width, rows), "embed", "vocab")
+        if config.teacher_hidden_size:  # for training with distillation.hidden_weight
+            shape = (width, config.teacher_hidden_size)
+            initializer = jax.nn.initializers.orthogonal()
+            self.teacher_projection = _declare(initializer, shape, "embed", "teacher_hidden")
         self.config = config
 
     def embed(self, tokens: jax.Array) -> jax.Array:
@@ -206,6 +210,10 @@ class Llama(nnx.Module):
         if self.config.tie_word_embeddings:
             return in_use(self.embed_tokens).T
         return in_use(self.lm_head)
+
+    def projection_to_teacher(self) -> jax.Array:
+        """[embed, teacher's embed]; of a model that is trained with `teacher_hidden_size`."""
+        return in_use(self.teacher_projection)
 
     def logits(self, hidden: jax.Array, head: jax.Array | None = None) -> jax.Array:
         """[batch, length, embed] -> [batch, length, vocab], in the dtype of `hidden`.

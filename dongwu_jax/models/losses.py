@@ -1,11 +1,9 @@
 """The language-model loss: cross entropy that never stores logits or their gradient in float32."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
+from dongwu_jax.models.chunked_loss import sum_over_chunks
 from dongwu_jax.models.llama import Llama
 
 
@@ -71,82 +69,40 @@ def summed_next_token_losses(
 ) -> jax.Array:
     """The sum over all positions of cross entropy times mask.
 
-    In chunks, gradients are made while the logits exist, so that nothing is kept or computed again;
-    that of the head adds up over chunks in float32.
-
     Args:
         hidden: [batch, length, embed].
         labels: int32 [batch, length].
         mask: float32 [batch, length], not differentiated.
-        chunk_tokens: positions whose logits exist at once, a divisor of length unless longer.
-            0: all.
+        chunk_tokens: see `sum_over_chunks`.
 
     Returns:
         float32 scalar.
     """
-    if _in_one_piece(labels, chunk_tokens):
-        return jnp.sum(next_token_losses(model, hidden, labels) * mask)
 
     def of_chunk(
         hidden: jax.Array, head: jax.Array, labels: jax.Array, mask: jax.Array
-    ) -> jax.Array:
-        return jnp.sum(_head_losses(model, head, hidden, labels) * mask)
+    ) -> tuple[jax.Array, None]:
+        return jnp.sum(_head_losses(model, head, hidden, labels) * mask), None
 
-    return _in_chunks(of_chunk, chunk_tokens)(hidden, model.head(), labels, mask)
-
-
-_ChunkLoss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-
-
-def _in_chunks(of_chunk: _ChunkLoss, chunk_tokens: int) -> _ChunkLoss:
-    """The sum of `of_chunk` over chunks of all arguments but the second, the head."""
-
-    @jax.custom_vjp
-    def loss(hidden: jax.Array, head: jax.Array, *targets: jax.Array) -> jax.Array:
-        chunks = [_chunks(x, chunk_tokens) for x in (hidden, *targets)]
-        return jnp.sum(jax.lax.map(lambda chunk: of_chunk(chunk[0], head, *chunk[1:]), chunks))
-
-    def forward(hidden: jax.Array, head: jax.Array, *targets: jax.Array) -> tuple[jax.Array, Any]:
-        differentiated = jax.value_and_grad(of_chunk, argnums=(0, 1))
-
-        def add(totals: Any, chunk: list[jax.Array]) -> tuple[Any, jax.Array]:
-            loss, (of_hidden, of_head) = differentiated(chunk[0], head, *chunk[1:])
-            return (totals[0] + loss, totals[1] + of_head.astype(jnp.float32)), of_hidden
-
-        start = jnp.zeros((), jnp.float32), jnp.zeros(head.shape, jnp.float32)
-        chunks = [_chunks(x, chunk_tokens) for x in (hidden, *targets)]
-        (total, of_head), of_hidden = jax.lax.scan(add, start, chunks)
-        # Of the head, only the dtype is wanted: an array of nothing carries it.
-        return total, (_joined(of_hidden), of_head, head[:0])
-
-    def backward(residuals: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array, None, None]:
-        of_hidden, of_head, head = residuals
-        of_hidden = (of_hidden.astype(jnp.float32) * gradient).astype(of_hidden.dtype)
-        return of_hidden, (of_head * gradient).astype(head.dtype), None, None
-
-    loss.defvjp(forward, backward)
-    return loss
-
-
-def _in_one_piece(labels: jax.Array, chunk_tokens: int) -> bool:
-    return chunk_tokens == 0 or chunk_tokens >= labels.shape[1]
-
-
-def _chunks(x: jax.Array, chunk_tokens: int) -> jax.Array:
-    """[batch, length, ...] -> [chunks, batch, chunk_tokens, ...]."""
-    return x.reshape(x.shape[0], -1, chunk_tokens, *x.shape[2:]).swapaxes(0, 1)
-
-
-def _joined(chunks: jax.Array) -> jax.Array:
-    """What `_chunks` cut."""
-    x = chunks.swapaxes(0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])
+    return sum_over_chunks(of_chunk, chunk_tokens, hidden, model.head(), (labels, mask))[0]
 
 
 def _head_losses(model: Llama, head: jax.Array, hidden: jax.Array, labels: jax.Array) -> jax.Array:
+    return token_cross_entropy(token_logits(model, hidden, head), labels)
+
+
+def token_logits(model: Llama, hidden: jax.Array, head: jax.Array) -> jax.Array:
+    """Logits of hidden states; those of rows that are no tokens are as low as can be.
+
+    Args:
+        hidden: [batch, length, embed].
+        head: [embed, vocab].
+    """
     logits = model.logits(hidden, head)
     config = model.config
     if config.vocab_rows > config.vocab_size and not config.padded_vocab_in_softmax:
         vocabulary = jnp.arange(config.vocab_rows)
-        logits = jnp.where(vocabulary < config.vocab_size, logits, jnp.finfo(logits.dtype).min)
-    return token_cross_entropy(logits, labels)
+        # Still finite when divided by a temperature.
+        lowest = float(jnp.finfo(logits.dtype).min) / 1000
+        logits = jnp.where(vocabulary < config.vocab_size, logits, lowest)
+    return logits

@@ -6,7 +6,7 @@ Training, checkpoints and conversion work on nested dicts of arrays such as
 
 import functools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import jax
@@ -28,7 +28,10 @@ def abstract_parameters(config: ModelConfig) -> Parameters:
 
 
 def initial_parameters(
-    config: ModelConfig, seed: int, shardings: Parameters | None = None
+    config: ModelConfig,
+    seed: int,
+    shardings: Parameters | None = None,
+    names: Container[str] | None = None,
 ) -> Parameters:
     """Fresh float32 weights: normal with `initializer_range`, norms one, biases zero.
 
@@ -36,6 +39,7 @@ def initial_parameters(
 
     Args:
         shardings: where each parameter shall lie, made there; None: on the default device.
+        names: of those that are wanted; None: all.
     """
     key = jax.random.key(seed)
     places = named_parameters(shardings) if shardings is not None else {}
@@ -44,6 +48,7 @@ def initial_parameters(
             variable.get_metadata("initializer"), variable.get_value().shape, places.get(name)
         )(jax.random.fold_in(key, zlib.crc32(name.encode())))
         for name, variable in _declarations(config).items()
+        if names is None or name in names
     }
     return parameter_tree(made)
 

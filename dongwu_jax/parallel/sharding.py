@@ -47,7 +47,16 @@ ACTIVATION_RULES: Rules = {
 DEFAULT_RULES: Rules = WEIGHT_RULES | ACTIVATION_RULES
 # Dimensions that no rule splits.
 _UNSPLIT: Rules = dict.fromkeys(
-    ("layers", "micro_batches", "whole_length", "each_head", "each_pair"), ()
+    (
+        "layers",
+        "micro_batches",
+        "whole_length",
+        "each_head",
+        "each_pair",
+        "each_entry",
+        "teacher_hidden",
+    ),
+    (),
 )
 # `tensor` must not split these: softmax and scores are computed on one device.
 _WHOLE_IN_ATTENTION = ("attention_length", "head_dim")

@@ -108,7 +108,7 @@ def _traced_activations(config: RunConfig, sharding: LogicalSharding) -> Iterabl
         abstract_state(config, sharding).parameters,
     )
     with recording() as activations:
-        jax.eval_shape(objective.loss, weights, BatchLayout(config, sharding).abstract())
+        jax.eval_shape(objective.loss, weights, BatchLayout(config, sharding).abstract(), {})
     return activations
 
 

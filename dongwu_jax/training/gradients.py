@@ -4,6 +4,7 @@ Its collectives over pipe, data, fsdp and context stand written in `parallel/`; 
 follow from the constraints in the model.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,10 @@ from dongwu_jax.parallel.sharding import LogicalSharding, constrain, local_to
 from dongwu_jax.parallel.weights import WeightExchange, weight_layout
 from dongwu_jax.training.embedding_gradient import add_embedding_gradient
 from dongwu_jax.training.fp8_weights import quantized_weights
-from dongwu_jax.training.losses import Batch, LossFunction
+from dongwu_jax.training.losses import Batch, Losses, LossFunction
 from dongwu_jax.training.pipelined import Pipelined
+
+_AXES = ("micro_batches", "batch", "length")  # of a batch's arrays; one may have another
 
 
 @dataclass(frozen=True)
@@ -53,78 +56,86 @@ class Objective:
             weight_layout(self.sharding, axes)  # refuses impossible rules now, not while compiling
 
     def loss_and_gradients(
-        self, weights: Parameters, batch: Batch, scale: jax.Array
-    ) -> tuple[jax.Array, Parameters]:
-        """`scale` times the sum of all losses, and its float32 gradients, stored as weights are.
+        self, weights: Parameters, batch: Batch, scale: jax.Array, frozen: Parameters
+    ) -> tuple[Losses, Parameters]:
+        """`scale` times the sums of all losses, and float32 gradients of the one named "loss".
 
         Args:
             weights: in the dtype of computation, laid out as they are stored.
             batch: [micro_batches, batch, length].
+            frozen: weights of the loss function that nothing trains.
         """
 
-        def local(weights: Parameters, batch: Batch, scale: jax.Array) -> Any:
+        def local(weights: Parameters, batch: Batch, scale: jax.Array, frozen: Parameters) -> Any:
             exchange = self._exchange()
             fetched = parameter_tree(exchange.fetch(named_parameters(weights)))
-            loss, gradients = self._local_gradients(fetched, batch, scale)
+            losses, gradients = self._local_gradients(fetched, batch, scale, frozen)
             gradients = exchange.give_back(named_parameters(gradients))
-            return self._total(loss), parameter_tree(gradients)
+            return jax.tree.map(self._total, losses), parameter_tree(gradients)
 
-        return self._on_every_device(local, self._weight_specs())(weights, batch, scale)
+        program = self._on_every_device(local, self._weight_specs())
+        return program(weights, batch, scale, frozen)
 
-    def loss(self, weights: Parameters, batch: Batch) -> jax.Array:
+    def loss(self, weights: Parameters, batch: Batch, frozen: Parameters) -> jax.Array:
         """The sum of all losses."""
 
-        def local(weights: Parameters, batch: Batch, _: jax.Array) -> jax.Array:
+        def local(weights: Parameters, batch: Batch, _: jax.Array, frozen: Parameters) -> jax.Array:
             fetched = parameter_tree(self._exchange().fetch(named_parameters(weights)))
-            return self._total(self._local_loss(fetched, batch))
+            return self._total(self._local_loss(fetched, batch, frozen))
 
         program = self._on_every_device(local, None)
-        return program(weights, batch, jnp.ones((), jnp.float32))
+        return program(weights, batch, jnp.ones((), jnp.float32), frozen)
 
-    def _local_gradients(self, weights: Parameters, batch: Batch, scale: jax.Array) -> Any:
+    def _local_gradients(
+        self, weights: Parameters, batch: Batch, scale: jax.Array, frozen: Parameters
+    ) -> Any:
         if self.sharding.size("pipe") > 1:
-            return self._pipelined().loss_and_gradients(weights, batch, scale)
+            return self._pipelined().loss_and_gradients(weights, batch, scale, frozen)
 
         differentiated, put_in = quantized_weights(self.config, weights)
 
         def add(total: Any, micro_batch: Batch) -> tuple[Any, None]:
-            """(loss, float32 gradients as products) so far, and a micro batch's added."""
+            """(losses, float32 gradients as products) so far, and a micro batch's added."""
 
-            def scaled(differentiated: Parameters, embedded: jax.Array) -> jax.Array:
-                return self._micro_loss(put_in(differentiated), embedded, micro_batch) * scale
+            def scaled(differentiated: Parameters, embedded: jax.Array) -> Any:
+                weights = put_in(differentiated)
+                losses = self._micro_losses(weights, embedded, micro_batch, frozen)
+                losses = {name: loss * scale for name, loss in losses.items()}
+                return losses["loss"], losses
 
             model, tokens = self.config.model, micro_batch["tokens"]
             embedded = bind(model, weights).embed(tokens)
-            gradient_of = jax.value_and_grad(scaled, argnums=(0, 1))
-            loss, (gradients, of_embedded) = gradient_of(differentiated, embedded)
+            gradient_of = jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True)
+            (_, losses), (gradients, of_embedded) = gradient_of(differentiated, embedded)
             products = jax.tree.map(_add, total[1], _as_products(gradients))
             products = add_embedding_gradient(model, products, weights, tokens, of_embedded)
-            return (total[0] + loss, products), None
+            return (jax.tree.map(jnp.add, total[0], losses), products), None
 
         dtype = self.config.precision.grad_accumulation_dtype
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), _as_products(weights))
         # A frequent token's row is added to thousands of times.
         zeros["embed_tokens"] = zeros["embed_tokens"].astype(jnp.float32)
-        start = jnp.zeros((), jnp.float32), zeros
+        start = dict.fromkeys(self.loss_function.names, jnp.zeros((), jnp.float32)), zeros
         if batch["tokens"].shape[0] == 1:  # no loop, so that its total is no array of its own
-            (loss, products), _ = add(start, jax.tree.map(lambda x: x[0], batch))
+            (losses, products), _ = add(start, jax.tree.map(lambda x: x[0], batch))
         else:
-            (loss, products), _ = jax.lax.scan(add, start, batch)
-        return loss, jax.tree.map(_like_weight, products, weights)
+            (losses, products), _ = jax.lax.scan(add, start, batch)
+        return losses, jax.tree.map(_like_weight, products, weights)
 
-    def _local_loss(self, weights: Parameters, batch: Batch) -> jax.Array:
+    def _local_loss(self, weights: Parameters, batch: Batch, frozen: Parameters) -> jax.Array:
         if self.sharding.size("pipe") > 1:
-            return self._pipelined().loss(weights, batch)
+            return self._pipelined().loss(weights, batch, frozen)
 
         def add(total: jax.Array, micro_batch: Batch) -> tuple[jax.Array, None]:
             embedded = bind(self.config.model, weights).embed(micro_batch["tokens"])
-            return total + self._micro_loss(weights, embedded, micro_batch), None
+            losses = self._micro_losses(weights, embedded, micro_batch, frozen)
+            return total + losses["loss"], None
 
         return jax.lax.scan(add, jnp.zeros((), jnp.float32), batch)[0]
 
-    def _micro_loss(
-        self, weights: Parameters, embedded: jax.Array, micro_batch: Batch
-    ) -> jax.Array:
+    def _micro_losses(
+        self, weights: Parameters, embedded: jax.Array, micro_batch: Batch, frozen: Parameters
+    ) -> Losses:
         model, training = bind(self.config.model, weights), self.config.training
         hidden = model.hidden_states(
             embedded,
@@ -134,7 +145,7 @@ class Objective:
             training.scan_layers,
             projections(self.config.precision, self.config.model.num_layers),
         )
-        return self.loss_function(model, hidden, micro_batch)
+        return self.loss_function(model, hidden, micro_batch, frozen)
 
     def _pipelined(self) -> Pipelined:
         return Pipelined(self.config, self.sharding.size("pipe"), self.loss_function, self.attend)
@@ -149,29 +160,35 @@ class Objective:
         )
 
     def _on_every_device(self, local: Callable, gradient_specs: Any) -> Callable:
-        """`local` with each device's part of weights and batch; a loss, and gradients, come out."""
+        """`local` with each device's part of all that it takes; losses, and gradients, come out."""
         sharding = self.sharding
         order = jnp.asarray(self._sequence_order())
 
-        def program(order: jax.Array, weights: Parameters, batch: Batch, scale: jax.Array) -> Any:
+        def program(order: jax.Array, weights: Parameters, batch: Batch, *others: Any) -> Any:
             with local_to(sharding):
-                return local(weights, _own_positions(batch, order[0]), scale)
+                return local(weights, _own_positions(batch, order[0]), *others)
 
         if sharding.mesh.devices.size == 1:
-            return lambda *arguments: local(
-                arguments[0], _own_positions(arguments[1], order[0]), arguments[2]
+            return lambda weights, batch, *others: local(
+                weights, _own_positions(batch, order[0]), *others
             )
         rows = PartitionSpec(None, *sharding.manual_spec(("batch",)))
         loss_spec = PartitionSpec()
         mapped = jax.shard_map(
             program,
             mesh=sharding.mesh,
-            in_specs=(PartitionSpec("context"), self._weight_specs(), rows, PartitionSpec()),
+            in_specs=(
+                PartitionSpec("context"),
+                self._weight_specs(),
+                rows,
+                PartitionSpec(),
+                self.loss_function.frozen_specs,
+            ),
             out_specs=loss_spec if gradient_specs is None else (loss_spec, gradient_specs),
             axis_names=set(MANUAL_AXES),
             check_vma=False,
         )
-        return lambda weights, batch, scale: mapped(order, weights, batch, scale)
+        return functools.partial(mapped, order)
 
     def _sequence_order(self) -> np.ndarray:
         """Positions that each context shard holds, int32 [shards, length / shards]."""
@@ -193,7 +210,7 @@ class Objective:
 def _own_positions(batch: Batch, order: jax.Array) -> Batch:
     """The positions of each sequence that lie on this device, and which they are."""
     own = {
-        name: constrain(jnp.take(x, order, axis=-1), "micro_batches", "batch", "length")
+        name: constrain(jnp.take(x, order, axis=2), *_AXES, *["each_entry"] * (x.ndim - 3))
         for name, x in batch.items()
     }
     return own | {"positions": jnp.broadcast_to(order, own["tokens"].shape)}

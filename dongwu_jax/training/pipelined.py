@@ -18,7 +18,7 @@ from dongwu_jax.models.rope import rotary_tables
 from dongwu_jax.parallel import pipeline
 from dongwu_jax.parallel.collectives import all_gather, reduce_scatter
 from dongwu_jax.training.embedding_gradient import add_embedding_gradient
-from dongwu_jax.training.losses import Batch, LossFunction
+from dongwu_jax.training.losses import Batch, Losses, LossFunction
 
 _STREAMS = ("micro_batches", "batch", "residual_length", "hidden")
 
@@ -33,23 +33,23 @@ class Pipelined:
     attend: Attend
 
     def loss_and_gradients(
-        self, weights: Parameters, batch: Batch, scale: jax.Array
-    ) -> tuple[jax.Array, Parameters]:
-        """This stage's part of `scale` times the loss, and float32 gradients of its weights.
+        self, weights: Parameters, batch: Batch, scale: jax.Array, frozen: Parameters
+    ) -> tuple[Losses, Parameters]:
+        """This stage's part of `scale` times the losses, and float32 gradients of its weights.
 
         Args:
             weights: `layers` stacked [virtual stages, layers of a piece, ...], the rest as usual.
             batch: [micro_batches, batch, length].
+            frozen: weights of the loss function that nothing trains.
         """
 
         def one_round(total: Any, batch: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, self._round(weights, batch, scale)), None
+            return jax.tree.map(jnp.add, total, self._round(weights, batch, scale, frozen)), None
 
-        zeros = jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), weights)
-        start = jnp.zeros((), jnp.float32), zeros
+        start = self._no_losses(), _zeros(weights)
         return jax.lax.scan(one_round, start, self._rounds(batch))[0]
 
-    def loss(self, weights: Parameters, batch: Batch) -> jax.Array:
+    def loss(self, weights: Parameters, batch: Batch, frozen: Parameters) -> jax.Array:
         """This stage's part of the loss."""
 
         def one_round(total: jax.Array, batch: Batch) -> tuple[jax.Array, None]:
@@ -59,16 +59,19 @@ class Pipelined:
             inputs = self._embed(outer, batch["tokens"])
             outputs = pipeline.run_forward(stage, weights["layers"], inputs, schedule)
             hidden, own = self._own_share(outputs, batch)
-            for_each = lambda _, xs: (None, self._tail(outer, *xs))  # noqa: E731
-            return total + jnp.sum(jax.lax.scan(for_each, None, (hidden, own))[1]), None
+
+            def tail(total: jax.Array, xs: tuple[jax.Array, Batch]) -> tuple[jax.Array, None]:
+                return total + self._tail(outer, *xs, frozen)["loss"], None
+
+            return jax.lax.scan(tail, total, (hidden, own))[0], None
 
         start = jnp.zeros((), jnp.float32)
         return jax.lax.scan(one_round, start, self._rounds(batch))[0]
 
     def _round(
-        self, weights: Parameters, batch: Batch, scale: jax.Array
-    ) -> tuple[jax.Array, Parameters]:
-        """Loss and gradients of the micro batches that are in the pipeline together."""
+        self, weights: Parameters, batch: Batch, scale: jax.Array, frozen: Parameters
+    ) -> tuple[Losses, Parameters]:
+        """Losses and gradients of the micro batches that are in the pipeline together."""
         outer, layers = _without_layers(weights), weights["layers"]
         schedule = self._schedule(batch)
         rotary = self._rotary(batch)
@@ -77,11 +80,11 @@ class Pipelined:
             self._stage(rotary), layers, rotary, inputs, schedule
         )
         hidden, own = self._own_share(outputs, batch)
-        loss, outer_gradients, gradients = self._tail_gradients(outer, hidden, own, scale)
+        losses, outer_gradients, gradients = self._tail_gradients(outer, hidden, own, scale, frozen)
         gradients = all_gather(gradients, ["pipe"], 0, _STREAMS)
         layer_gradients, gradients = pipeline.run_backward(layers, kept, gradients, schedule)
         outer_gradients = self._add_embedding(outer_gradients, outer, batch["tokens"], gradients)
-        return loss, outer_gradients | {"layers": layer_gradients}
+        return losses, outer_gradients | {"layers": layer_gradients}
 
     def _rounds(self, batch: Batch) -> Batch:
         """[micro_batches, ...] -> [rounds, micro batches of a round, ...]."""
@@ -121,28 +124,39 @@ class Pipelined:
         own = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, hidden.shape[0]), batch)
         return hidden, own
 
-    def _tail(self, outer: Parameters, hidden: jax.Array, batch: Batch) -> jax.Array:
+    def _tail(
+        self, outer: Parameters, hidden: jax.Array, batch: Batch, frozen: Parameters
+    ) -> Losses:
         model = bind(self.config.model, outer)
-        return self.loss_function(model, model.normalise(hidden), batch)
+        return self.loss_function(model, model.normalise(hidden), batch, frozen)
+
+    def _no_losses(self) -> Losses:
+        return dict.fromkeys(self.loss_function.names, jnp.zeros((), jnp.float32))
 
     def _tail_gradients(
-        self, outer: Parameters, hidden: jax.Array, batch: Batch, scale: jax.Array
-    ) -> tuple[jax.Array, Parameters, jax.Array]:
-        """Loss, float32 gradients of the outer weights, and those of the hidden states."""
+        self,
+        outer: Parameters,
+        hidden: jax.Array,
+        batch: Batch,
+        scale: jax.Array,
+        frozen: Parameters,
+    ) -> tuple[Losses, Parameters, jax.Array]:
+        """Losses, float32 gradients of the outer weights, and those of the hidden states."""
 
-        def scaled(outer: Parameters, hidden: jax.Array, batch: Batch) -> jax.Array:
-            return self._tail(outer, hidden, batch) * scale
+        def scaled(outer: Parameters, hidden: jax.Array, batch: Batch) -> tuple[jax.Array, Losses]:
+            losses = self._tail(outer, hidden, batch, frozen)
+            losses = {name: loss * scale for name, loss in losses.items()}
+            return losses["loss"], losses
 
-        gradient_of = jax.value_and_grad(scaled, argnums=(0, 1))
+        gradient_of = jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True)
 
         def add(total: Any, xs: tuple[jax.Array, Batch]) -> tuple[Any, jax.Array]:
-            loss, (outer_gradients, gradient) = gradient_of(outer, *xs)
-            return jax.tree.map(jnp.add, total, (loss, outer_gradients)), gradient
+            (_, losses), (outer_gradients, gradient) = gradient_of(outer, *xs)
+            return jax.tree.map(jnp.add, total, (losses, outer_gradients)), gradient
 
-        zeros = jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), outer)
-        start = jnp.zeros((), jnp.float32), zeros
-        (loss, total), gradients = jax.lax.scan(add, start, (hidden, batch))
-        return loss, total, gradients
+        start = self._no_losses(), _zeros(outer)
+        (losses, total), gradients = jax.lax.scan(add, start, (hidden, batch))
+        return losses, total, gradients
 
     def _add_embedding(
         self, total: Parameters, outer: Parameters, tokens: jax.Array, gradients: jax.Array
@@ -157,3 +171,7 @@ class Pipelined:
 
 def _without_layers(weights: Parameters) -> Parameters:
     return {name: weight for name, weight in weights.items() if name != "layers"}
+
+
+def _zeros(weights: Parameters) -> Parameters:
+    return jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), weights)

@@ -79,6 +79,9 @@ def _describe(metrics: Metrics) -> list[str]:
     """The metrics that a person watches, as short texts."""
     formats = {
         "loss": "loss {:.4f}",
+        "divergence": "divergence {:.4f}",
+        "language_model_loss": "text {:.4f}",
+        "teacher_loss": "teacher's {:.4f}",
         "validation_loss": "validation loss {:.4f}",
         "validation_perplexity": "perplexity {:.2f}",
         "gradient_norm": "grad norm {:.3f}",

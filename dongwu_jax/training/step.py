@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from dongwu_jax.config import RunConfig
 from dongwu_jax.errors import UserError
 from dongwu_jax.models.attention import choose_attention, make_attention
-from dongwu_jax.models.parameters import cast_matrices
+from dongwu_jax.models.parameters import Parameters, cast_matrices
 from dongwu_jax.parallel.sharding import LogicalSharding
 from dongwu_jax.training.compilation import compiler_options
 from dongwu_jax.training.gradients import Objective
-from dongwu_jax.training.losses import Batch, LossFunction, language_model_loss
+from dongwu_jax.training.losses import Batch, LanguageModelLoss, LossFunction
 from dongwu_jax.training.optimizer import clip_by_global_norm, make_optimizer
 from dongwu_jax.training.schedules import make_schedule
 from dongwu_jax.training.state import TrainState, abstract_state
@@ -38,7 +38,7 @@ def make_objective(
     )
     _check_fp8_units(config, sharding)
     attend = make_attention(implementation, sharding)
-    loss_function = loss_function or language_model_loss(config.training.loss_chunk_tokens)
+    loss_function = loss_function or LanguageModelLoss(config.training.loss_chunk_tokens)
     return Objective(config, sharding, loss_function, attend)
 
 
@@ -56,10 +56,11 @@ def _check_fp8_units(config: RunConfig, sharding: LogicalSharding) -> None:
 def make_train_step(
     config: RunConfig, sharding: LogicalSharding, objective: Objective
 ) -> jax.stages.Wrapped:
-    """Compile-ready `(state, batch) -> (state, metrics)`; the old state is donated.
+    """Compile-ready `(state, batch, frozen) -> (state, metrics)`; the old state is donated.
 
     The loss is the mean over all unmasked tokens of the global batch, however it is cut into micro
-    batches. Metrics are float32 scalars: loss, gradient_norm (before clipping), learning_rate.
+    batches. Metrics are float32 scalars: loss and what else the loss function names, gradient_norm
+    (before clipping), learning_rate. `frozen` are weights of the loss function that nothing trains.
     """
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config)
@@ -67,10 +68,12 @@ def make_train_step(
 
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, sharding))
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: Batch, frozen: Parameters | None = None
+    ) -> tuple[TrainState, Metrics]:
         scale = 1.0 / jnp.maximum(jnp.sum(batch["loss_mask"]), 1.0)
         weights = cast_matrices(state.parameters, dtype)
-        loss, gradients = objective.loss_and_gradients(weights, batch, scale)
+        losses, gradients = objective.loss_and_gradients(weights, batch, scale, frozen or {})
         gradients, gradient_norm = clip_by_global_norm(gradients, config.optimizer.clip_norm)
         updates, optimizer_state = optimizer.update(
             gradients, state.optimizer_state, state.parameters
@@ -79,7 +82,7 @@ def make_train_step(
         parameters = jax.tree.map(
             lambda parameter, update: parameter - learning_rate * update, state.parameters, updates
         )
-        metrics = {"loss": loss, "gradient_norm": gradient_norm, "learning_rate": learning_rate}
+        metrics = losses | {"gradient_norm": gradient_norm, "learning_rate": learning_rate}
         return TrainState(state.step + 1, parameters, optimizer_state), metrics
 
     return jax.jit(
@@ -95,7 +98,7 @@ def make_evaluation_step(config: RunConfig, objective: Objective) -> jax.stages.
 
     def step(state: TrainState, batch: Batch) -> Metrics:
         weights = cast_matrices(state.parameters, config.precision.compute_dtype)
-        loss_sum = objective.loss(weights, batch)
+        loss_sum = objective.loss(weights, batch, {})
         return {"loss_sum": loss_sum, "weight": jnp.sum(batch["loss_mask"])}
 
     return jax.jit(_exactly(step, config), compiler_options=_options(config, objective.sharding))
@@ -111,8 +114,8 @@ def _exactly(step: Callable, config: RunConfig) -> Callable:
     """`step`, traced so that float32 runs really multiply in float32."""
     exact = config.precision.compute_dtype == "float32"
 
-    def traced(state: TrainState, batch: Batch) -> Any:
+    def traced(*arguments: Any) -> Any:
         with jax.default_matmul_precision("highest" if exact else "default"):
-            return step(state, batch)
+            return step(*arguments)
 
     return traced

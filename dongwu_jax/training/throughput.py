@@ -6,7 +6,7 @@ import time
 
 import jax
 
-from dongwu_jax.config import RunConfig
+from dongwu_jax.config import ModelConfig, RunConfig
 from dongwu_jax.models.flops import flops_per_token, peak_tflops
 
 
@@ -34,12 +34,15 @@ class Stopwatch:
 class Throughput:
     """Turns steps and seconds into the figures of the log."""
 
-    def __init__(self, config: RunConfig, devices: list[jax.Device]):
-        length = config.data.sequence_length
+    def __init__(
+        self, config: RunConfig, devices: list[jax.Device], teacher: ModelConfig | None = None
+    ):
+        length, convention = config.data.sequence_length, config.logging.flops_convention
         self._tokens = config.training.global_batch_size * length
-        self._flops = self._tokens * flops_per_token(
-            config.model, length, config.logging.flops_convention
-        )
+        of_a_token = flops_per_token(config.model, length, convention)
+        if teacher is not None:  # a forward pass, of a training's three
+            of_a_token += flops_per_token(teacher, length, convention) / 3
+        self._flops = self._tokens * of_a_token
         self._devices = devices
         self._peak = config.logging.peak_tflops or peak_tflops(devices[0].device_kind)
 

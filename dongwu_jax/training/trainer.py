@@ -12,15 +12,19 @@ import jax
 from dongwu_jax.config import RunConfig
 from dongwu_jax.data.datasets import Datasets, build_datasets
 from dongwu_jax.data.fingerprint import fingerprint
+from dongwu_jax.data.gpt_dataset import SampleSource
 from dongwu_jax.data.loader import BatchLoader
+from dongwu_jax.data.teacher_cache import TeacherCache, open_run_cache
 from dongwu_jax.data.tokenizers import load_fitting_tokenizer, tokenizer_files
 from dongwu_jax.errors import UserError
-from dongwu_jax.parallel.layout import make_sharding
+from dongwu_jax.models.parameters import Parameters, parameter_shardings
+from dongwu_jax.parallel.layout import make_sharding, teacher_sharding
 from dongwu_jax.training.batches import BatchLayout
 from dongwu_jax.training.checkpoints import Checkpoints
 from dongwu_jax.training.compilation import keep_compiled_programs
+from dongwu_jax.training.distillation import TeacherModel, make_distillation_loss
+from dongwu_jax.training.gradients import Objective
 from dongwu_jax.training.host_memory import make_host_memory_ready
-from dongwu_jax.training.losses import LossFunction
 from dongwu_jax.training.reports import Report, open_reports
 from dongwu_jax.training.resume import check_same_data, check_same_run
 from dongwu_jax.training.state import StartingPoint, TrainState, abstract_state, initial_state
@@ -43,38 +47,63 @@ class Trainer:
     Args:
         config: the resolved run.
         start: weights, step and moments to start from. Not used when resuming.
-        loss_function: what a micro batch costs; None: next-token cross entropy.
+        teacher: the model of `distillation.teacher`, if set.
         watchdog: told of the steps; whoever enters it also covers the building of the trainer.
             None: nothing ends a run that hangs.
     """
 
     config: RunConfig
     start: StartingPoint = field(default_factory=StartingPoint)
-    loss_function: LossFunction | None = None
+    teacher: TeacherModel | None = None
     watchdog: Watchdog | None = None
     _pending: tuple[int, Metrics] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         config, devices = self.config, jax.devices()
         self.sharding = make_sharding(config, devices)
-        self.layout = BatchLayout(config, self.sharding)
         self.datasets = _open_datasets(config)
         self.fingerprint = fingerprint(
             config.data, config.steps * config.training.global_batch_size
         )
         self.tokenizer_files = _checked_tokenizer_files(config)
         self.checkpoints = Checkpoints(config.checkpoint)
-        objective = make_objective(config, self.sharding, devices[0].platform, self.loss_function)
+        self._cache = open_run_cache(config, self.fingerprint)
+        self.layout = BatchLayout(config, self.sharding, self._cache.entries if self._cache else {})
+        objective = self._objective(devices[0].platform)
         if config.training.compilation_cache:
             keep_compiled_programs(config.checkpoint.directory.parent / "compiled")
         self._train_step = make_train_step(config, self.sharding, objective)
+        if self._distils:  # evaluated is the text alone, whatever is trained
+            objective = make_objective(config, self.sharding, devices[0].platform)
         self._evaluation_step = make_evaluation_step(config, objective)
-        self._throughput = Throughput(config, devices)
+        self._frozen = self._load_frozen()
+        model = self.teacher.config if self.teacher else None
+        self._throughput = Throughput(config, devices, model)
         self._stopwatch = Stopwatch()
         self._watchdog = self.watchdog or make_watchdog(config, jax.process_index())
         self._reports: list[Report] = []
         self._last_reported = 0
         self._always_reported: tuple[int, ...] = ()
+
+    @property
+    def _distils(self) -> bool:
+        return self.teacher is not None or self._cache is not None
+
+    def _objective(self, platform: str) -> Objective:
+        """What this run minimises."""
+        if not self._distils:
+            return make_objective(self.config, self.sharding, platform)
+        model = self.teacher.config if self.teacher else None
+        loss = make_distillation_loss(self.config, self.sharding, platform, model)
+        return make_objective(self.config, self.sharding, platform, loss)
+
+    def _load_frozen(self) -> Parameters:
+        """The weights that the steps need beside the state."""
+        if self.teacher is None:
+            return {}
+        model = self.teacher.config
+        places = parameter_shardings(model, teacher_sharding(self.config, self.sharding, model))
+        return self.teacher.load(model, places, self.config.precision.compute_dtype)
 
     def run(self, stop_after: int | None = None) -> TrainState:
         """Train to the end, or for `stop_after` steps more, and save.
@@ -99,7 +128,7 @@ class Trainer:
         )
         if jax.process_index() == 0:
             self._reports = open_reports(self.config, first, resumed)
-        loader = self._loader(self.datasets.train, first, last)
+        loader = self._loader(self.datasets.train, first, last, self._cache)
         try:
             state = self._steps(state, loader, first, last)
         finally:
@@ -129,7 +158,7 @@ class Trainer:
             waiting = time.perf_counter()
             batch = self.layout.place(next(loader))
             self._stopwatch.data_wait_seconds += time.perf_counter() - waiting
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, batch, self._frozen)
             # Report the step before: its result is there while the device works on this one.
             self._report_pending()
             self._pending = (step, metrics)
@@ -142,7 +171,8 @@ class Trainer:
     def _compile(self, state: TrainState) -> jax.stages.Compiled:
         started = time.perf_counter()
         make_host_memory_ready(state)
-        compiled = self._train_step.lower(state, self.layout.abstract()).compile()
+        batch = self.layout.abstract()
+        compiled = self._train_step.lower(state, batch, self._frozen).compile()
         logger.info("compiled the training step in %.1f s", time.perf_counter() - started)
         self._stopwatch.lap()
         return compiled
@@ -189,7 +219,9 @@ class Trainer:
         loss = loss_sum / max(sum(float(total["weight"]) for total in totals), 1.0)
         return {"validation_loss": loss, "validation_perplexity": math.exp(min(loss, 700.0))}
 
-    def _loader(self, dataset, first: int, last: int) -> BatchLoader:  # type: ignore[no-untyped-def]
+    def _loader(
+        self, dataset: SampleSource, first: int, last: int, cache: TeacherCache | None = None
+    ) -> BatchLoader:
         data = self.config.data
         return BatchLoader(
             dataset,
@@ -201,6 +233,7 @@ class Trainer:
             start_step=first,
             stop_step=last,
             prefetch=data.prefetch,
+            cache=cache,
         )
 
     def _report_pending(self) -> None:

@@ -129,6 +129,7 @@ CHANGED = {
     "tie_word_embeddings": True,
     "qkv_bias": True,
     "initializer_range": 0.05,
+    "teacher_hidden_size": 24,
 }
 
 

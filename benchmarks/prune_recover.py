@@ -1,0 +1,189 @@
+"""Prune a real model and recover it in four ways with equal tokens: what each is worth.
+
+  python benchmarks/prune_recover.py --model smollm2 --target num_layers=26 --calibration text.txt \
+      --data data/corpus_text_document --held-out novel.txt manual.txt --output recovery
+
+Cut at random or by activations, then trained on the text alone or by the whole model. Prints one
+JSON line a case; `--plot recovery.png` draws the curves of an output folder that is complete.
+Cases run side by side, one on each GPU that is here.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import queue
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+CASES = {
+    "random, text alone": ("random", ["distillation.teacher=null"]),
+    "random, distilled": ("random", []),
+    "activations, text alone": ("activation", ["distillation.teacher=null"]),
+    "activations, distilled": ("activation", []),
+}
+_ROOT = Path(__file__).resolve().parents[1]
+_CONFIG = _ROOT / "configs" / "recover_smollm2.yaml"
+_TOKENS_A_STEP = 64 * 1024  # as the configuration has it
+
+
+def main() -> None:
+    """Prune, train, evaluate."""
+    options = _parse()
+    if options.plot:
+        _plot(options.output, options.plot)
+        return
+    options.output.mkdir(parents=True, exist_ok=True)
+    gpus: queue.Queue[str] = queue.Queue()
+    for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(","):
+        gpus.put(gpu)
+    with concurrent.futures.ThreadPoolExecutor(gpus.qsize()) as pool:
+        whole = pool.submit(_on_a_gpu, gpus, _evaluate, options, options.model, "whole")
+        cut = {
+            method: pool.submit(_on_a_gpu, gpus, _prune, options, method)
+            for method in ("random", "activation")
+        }
+        _say({"case": "whole", **whole.result()})
+        for method, found in cut.items():
+            _say({"case": f"{method}, not trained", **found.result()})
+        runs = {name: pool.submit(_on_a_gpu, gpus, _recover, options, name) for name in CASES}
+        for name, found in runs.items():
+            _say({"case": name, **found.result()})
+
+
+def _on_a_gpu(gpus: "queue.Queue[str]", work: Any, *arguments: Any) -> dict[str, Any]:
+    gpu = gpus.get()
+    try:
+        return work(*arguments, gpu)
+    finally:
+        gpus.put(gpu)
+
+
+def _prune(options: argparse.Namespace, method: str, gpu: str) -> dict[str, Any]:
+    out = options.output / method
+    calibration = ["--calibration", str(options.calibration)] if method == "activation" else []
+    _run(
+        gpu,
+        options.output / f"prune_{method}.log",
+        *("tools/prune.py", "--model", str(options.model), "--target", options.target),
+        *("--method", method, "--out", str(out), "--overwrite", *calibration),
+        *("--samples", "128", "--length", "1024"),
+    )
+    return _evaluate(options, out, method, gpu)
+
+
+def _recover(options: argparse.Namespace, name: str, gpu: str) -> dict[str, Any]:
+    method, overrides = CASES[name]
+    folder = options.output / _file_name(name)
+    data = json.dumps([{"prefix": str(p), "weight": w} for p, w in options.data])
+    settings = [
+        f"training.initial_weights={options.output / method}",
+        f"training.duration={options.steps}",
+        f"data.tokenizer={options.model}",
+        f"data.blend={data}",
+        f"data.index_cache={folder / 'index'}",
+        f"distillation.teacher={options.model}",
+        f"checkpoint.directory={folder / 'checkpoints'}",
+        *([f"data.validation_blend={options.validation}"] if options.validation else []),
+        *(["evaluation.interval=50", "evaluation.batches=1"] if options.validation else []),
+        *options.set,
+        *overrides,
+    ]
+    log = options.output / f"{_file_name(name)}.log"
+    _run(gpu, log, "-m", "dongwu_jax.train", "--config", str(_CONFIG), *settings)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "loss" in line]
+    found = _evaluate(options, folder / "checkpoints", _file_name(name), gpu)
+    return found | {
+        "tokens_per_second": round(trained[-2]["tokens_per_second"]),
+        "language_model_loss": trained[-1].get("language_model_loss", trained[-1]["loss"]),
+    }
+
+
+def _evaluate(options: argparse.Namespace, model: Path, name: str, gpu: str) -> dict[str, Any]:
+    """Perplexity of each held-out text."""
+    found: dict[str, Any] = {}
+    for text in options.held_out:
+        report = options.output / f"{name}_{text.stem}.json"
+        _run(
+            gpu,
+            options.output / f"evaluate_{name}.log",
+            *("tools/evaluate.py", "perplexity", "--model", str(model), "--data", str(text)),
+            *("--lengths", "1024", "--max-tokens", "131072", "--json", str(report)),
+        )
+        result = json.loads(report.read_text())["results"][0]
+        found[f"perplexity_{text.stem}"] = round(result["perplexity"], 3)
+    return found
+
+
+def _run(gpu: str, log: Path, *command: str) -> None:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu, "PYTHONPATH": _python_path()}
+    with log.open("w") as file:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=_ROOT,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    if done.returncode:
+        sys.exit(f"{' '.join(command[:2])} failed:\n{log.read_text()[-2000:]}")
+
+
+def _python_path() -> str:
+    return os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def _file_name(case: str) -> str:
+    return case.replace(", ", "_").replace(" ", "_")
+
+
+def _plot(output: Path, png: Path) -> None:
+    """Validation perplexity of every case against tokens."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name in CASES:
+        lines = (output / _file_name(name) / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        steps = [r for r in records if "validation_perplexity" in r]
+        tokens = [r["step"] * _TOKENS_A_STEP / 1e6 for r in steps]
+        axes.plot(tokens, [r["validation_perplexity"] for r in steps], marker=".", label=name)
+    axes.set(xlabel="million tokens", ylabel="perplexity of a held-out text", yscale="log")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
+    figure.savefig(png, dpi=150)
+
+
+def _say(record: dict[str, Any]) -> None:
+    print(json.dumps(record), flush=True)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--output", type=Path, required=True, help="folder of all that is made")
+    add("--plot", type=Path, metavar="PNG", help="draw the curves of --output, run nothing")
+    add("--model", type=Path, help="the whole model, Hugging Face folder")
+    add("--target", help="sizes to prune to, as tools/prune.py takes them")
+    add("--calibration", type=Path, help="text for the activations")
+    add("--data", type=_weighted, nargs="+", help="dataset prefixes, or PREFIX=WEIGHT")
+    add("--validation", type=Path, help="dataset prefix evaluated every 50 steps")
+    add("--held-out", type=Path, nargs="+", help="texts for the table")
+    add("--steps", type=int, default=600, help="of 65,536 tokens (default 600)")
+    add("--set", nargs="*", default=[], metavar="SECTION.FIELD=VALUE", help="of all runs")
+    return parser.parse_args()
+
+
+def _weighted(text: str) -> tuple[Path, float]:
+    prefix, _, weight = text.partition("=")
+    return Path(prefix).absolute(), float(weight or 1)
+
+
+if __name__ == "__main__":
+    main()
