@@ -21,6 +21,7 @@ from dongwu_jax.errors import UserError
 from dongwu_jax.interop.conversion import TARGET_FORMATS, TargetOptions
 from dongwu_jax.interop.conversion_job import Conversion, print_source_structure, run_conversion
 from dongwu_jax.interop.megatron.tensors import NAMINGS
+from dongwu_jax.interop.quantization import QUANTIZATIONS
 from dongwu_jax.interop.sizes import parse_bytes
 from dongwu_jax.interop.sources import CORRECTABLE
 from dongwu_jax.interop.targets import DTYPE_NAMES
@@ -65,6 +66,7 @@ def _conversion(arguments: argparse.Namespace) -> Conversion:
         tokenizer=arguments.tokenizer,
         max_shard_bytes=parse_bytes(arguments.max_shard_size, "--max-shard-size"),
         weights=arguments.hf_weights,
+        quantize=arguments.quantize,
         naming=arguments.target_naming,
         tensor_parallel=arguments.target_tensor_parallel_size,
         pipeline_parallel=arguments.target_pipeline_parallel_size,
@@ -179,6 +181,13 @@ def _add_target_options(parser: argparse.ArgumentParser) -> None:
         choices=["safetensors", "bin"],
         default="safetensors",
         help="hf: kind of weight files (default safetensors)",
+    )
+    group.add_argument(
+        "--quantize",
+        choices=QUANTIZATIONS,
+        help="hf: matrices of the blocks in 8 bits, for vLLM, which then multiplies in 8 bits. "
+        "fp8: Hopper and Ada GPUs; int8: A100 and other GPUs since Turing, too. Embeddings, head, "
+        "norms and biases stay in --target-params-dtype",
     )
     group.add_argument("--overwrite", action="store_true", help="replace the model at --to")
 

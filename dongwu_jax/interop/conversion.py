@@ -17,6 +17,7 @@ from dongwu_jax.interop.megatron.stages import MegatronLayout, padded_vocab_size
 from dongwu_jax.interop.megatron.tensors import Naming
 from dongwu_jax.interop.meta_export import MetaTarget
 from dongwu_jax.interop.model_source import MEGATRON_FORMATS, ModelSource
+from dongwu_jax.interop.quantization import Quantization
 from dongwu_jax.interop.sources import holds_one_model
 from dongwu_jax.interop.targets import DTYPES, ModelTarget
 
@@ -33,6 +34,7 @@ class TargetOptions:
     tokenizer: Path | None = None  # None: the source's
     max_shard_bytes: int = DEFAULT_SHARD_BYTES  # hf
     weights: Literal["safetensors", "bin"] = "safetensors"  # hf
+    quantize: Quantization | None = None  # hf
     naming: Naming | None = None  # megatron; None: the source's, else mcore_te
     tensor_parallel: int = 1  # megatron, meta
     pipeline_parallel: int = 1  # megatron
@@ -45,8 +47,10 @@ def make_target(source: ModelSource, options: TargetOptions) -> ModelTarget:
     """The writer that the options describe.
 
     Raises:
-        UserError: the tokenizer belongs to another model, or the dtype cannot be written.
+        UserError: the tokenizer belongs to another model, the dtype cannot be written, or the
+            files cannot hold quantized weights.
     """
+    _check_quantize(options)
     config, dtype = source.config, options.dtype or source.dtype
     if dtype not in DTYPES:
         raise UserError(f"the weights are stored as {dtype}; choose {' or '.join(DTYPES)} to write")
@@ -54,7 +58,14 @@ def make_target(source: ModelSource, options: TargetOptions) -> ModelTarget:
     if tokenizer is not None:
         load_fitting_tokenizer(tokenizer, config.vocab_size)
     if options.format == "hf":
-        return HuggingFaceTarget(config, dtype, tokenizer, options.max_shard_bytes, options.weights)
+        return HuggingFaceTarget(
+            config,
+            dtype,
+            tokenizer,
+            options.max_shard_bytes,
+            options.weights,
+            options.quantize,
+        )
     if options.format == "meta":
         return MetaTarget(config, dtype, options.tensor_parallel, tokenizer)
     if options.format == "dongwu":
@@ -116,6 +127,21 @@ def check_folder(folder: Path, target: ModelTarget, overwrite: bool) -> None:
     if free < needed:
         raise UserError(
             f"{folder}: needs {needed / 1e9:.2f} GB, but the disk has {free / 1e9:.2f} GB free"
+        )
+
+
+def _check_quantize(options: TargetOptions) -> None:
+    if options.quantize is None:
+        return
+    if options.format != "hf":
+        raise UserError(
+            f"--quantize {options.quantize} is for --to-format hf, and {options.format} has no "
+            "such weights; leave one of them out"
+        )
+    if options.weights != "safetensors":
+        raise UserError(
+            f"--quantize {options.quantize} needs safetensors; leave out --hf-weights "
+            f"{options.weights}"
         )
 
 

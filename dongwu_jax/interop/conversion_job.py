@@ -55,7 +55,7 @@ def run_conversion(conversion: Conversion) -> None:
             )
         if conversion.dry_run:
             check_folder(conversion.target, target, conversion.overwrite)
-            _describe_plan(conversion.target, target)
+            _describe_plan(conversion.target, target, conversion.options)
         else:
             _convert(source, target, conversion)
     finally:
@@ -78,13 +78,19 @@ def _describe(path: Path, source: ModelSource) -> None:
         print(f"  note: {note}")
 
 
-def _describe_plan(folder: Path, target: ModelTarget) -> None:
+def _describe_plan(folder: Path, target: ModelTarget, options: TargetOptions) -> None:
     files = target.files()
     for file in files:
         size = file.num_bytes(target.dtype)
         print(f"  {file.path}: {len(file.tensors)} tensors, {size / 1e6:,.1f} MB")
     total = sum(file.num_bytes(target.dtype) for file in files)
-    print(f"{folder}: would hold {total / 1e9:.2f} GB of {target.dtype}; nothing was written")
+    numbers = _numbers(target, options)
+    print(f"{folder}: would hold {total / 1e9:.2f} GB of {numbers}; nothing was written")
+
+
+def _numbers(target: ModelTarget, options: TargetOptions) -> str:
+    """The formats of the weights, for people."""
+    return f"{options.quantize} and {target.dtype}" if options.quantize else target.dtype
 
 
 def write_model(
@@ -114,7 +120,7 @@ def write_model(
         convert(source, folder, target, overwrite, advance)
     tokenizer = options.tokenizer or source.tokenizer
     print(
-        f"wrote {folder}: {options.format}, {target.dtype}, "
+        f"wrote {folder}: {options.format}, {_numbers(target, options)}, "
         f"{sum(written) / 1e9:.2f} GB, {'with' if tokenizer else 'without'} tokenizer"
     )
 

@@ -2,34 +2,32 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.hf_config import read_hugging_face_config, read_json
+from dongwu_jax.interop.hf_config import parse_hugging_face_config, read_json
+from dongwu_jax.interop.hf_quantized import (
+    FLOAT_DTYPES,
+    QuantizedTensor,
+    StoredTensor,
+    with_scales,
+)
+from dongwu_jax.interop.quantization_config import read_quantization_config
 from dongwu_jax.interop.safetensors_files import read_safetensors
 from dongwu_jax.interop.same_values import same_values
 from dongwu_jax.interop.tensors import common_dtype, mixed_dtype_notes, model_tensors
 from dongwu_jax.interop.torch_files.reader import read_state_dict
 
-_DTYPES = ("float64", "float32", "bfloat16", "float16")
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # as transformers prefers them
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
-class _Stored(Protocol):
-    """A tensor of a file, whose values are read when asked for."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> np.dtype: ...
-    def read(self) -> np.ndarray: ...
-
-
 class HuggingFaceSource:
-    """A Llama in a Hugging Face folder, complete and of the right shapes."""
+    """A Llama in a Hugging Face folder, complete and of the right shapes.
+
+    Quantized weights are read as the products of values and scales, in float32.
+    """
 
     format = "hf"
     iteration: int | None = None
@@ -42,16 +40,30 @@ class HuggingFaceSource:
             UserError: something is missing, unexpected or unsupported.
         """
         self.path = path
-        self.config = read_hugging_face_config(path / "config.json")
+        fields = read_json(path / "config.json")
+        self.config = parse_hugging_face_config(fields, path / "config.json")
+        quantization = read_quantization_config(fields, path / "config.json")
         self._tensors = {tensor.name: tensor for tensor in model_tensors(self.config)}
         files = _weight_files(path)
-        self._stored, self._places = _read_files(files)
+        self._in_files, self._places = _read_files(files)
+        self._stored = self._in_files
+        if quantization is not None:
+            self._stored = with_scales(self._in_files, self._places, quantization)
         self._check_tensors()
         kind = "safetensors" if files[0].suffix == ".safetensors" else "torch"
         count = f"{len(files)} {kind} {'file' if len(files) == 1 else 'files'}"
         self.description = f"Hugging Face folder, {count}"
-        dtypes = [self._stored[tensor.hugging_face].dtype for tensor in self._tensors.values()]
-        self.dtype, self.notes = common_dtype(dtypes), mixed_dtype_notes(dtypes)
+        stored = [self._stored[tensor.hugging_face] for tensor in self._tensors.values()]
+        self.dtype = common_dtype(tensor.dtype for tensor in stored)
+        self.notes = mixed_dtype_notes(
+            tensor.dtype for tensor in stored if not isinstance(tensor, QuantizedTensor)
+        )
+        if quantization is not None:
+            self.description += f", {quantization} (compressed-tensors)"
+            self.notes.append(
+                f"{quantization} weights are read as float32, value times scale; activations, "
+                "which vLLM quantizes too, are not quantized here"
+            )
 
     @property
     def tokenizer(self) -> Path | None:
@@ -70,7 +82,7 @@ class HuggingFaceSource:
 
     def stored(self) -> list[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of every stored tensor."""
-        return [(name, array.shape, array.dtype.name) for name, array in self._stored.items()]
+        return [(name, array.shape, array.dtype.name) for name, array in self._in_files.items()]
 
     def close(self) -> None:
         """Nothing stays open between reads."""
@@ -86,10 +98,10 @@ class HuggingFaceSource:
                     f"{self._places[name]}: tensor {name} has shape {found.shape}, "
                     f"config.json asks for {shape}"
                 )
-            if found.dtype.name not in _DTYPES:
+            if found.dtype.name not in FLOAT_DTYPES:
                 raise UserError(
                     f"{self._places[name]}: tensor {name} is stored as {found.dtype.name}; "
-                    f"only {', '.join(_DTYPES)} can be read"
+                    f"only {', '.join(FLOAT_DTYPES)} can be read"
                 )
         for name in self._stored.keys() - wanted.keys():
             self._check_extra(name)
@@ -148,12 +160,12 @@ def _indexed_files(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _read_files(files: list[Path]) -> tuple[dict[str, _Stored], dict[str, Path]]:
+def _read_files(files: list[Path]) -> tuple[dict[str, StoredTensor], dict[str, Path]]:
     """Every tensor, and the file that holds it, from the files themselves."""
-    stored: dict[str, _Stored] = {}
+    stored: dict[str, StoredTensor] = {}
     places: dict[str, Path] = {}
     for file in files:
-        found: Mapping[str, _Stored] = (
+        found: Mapping[str, StoredTensor] = (
             read_state_dict(file) if file.suffix == ".bin" else read_safetensors(file)
         )
         for name, array in found.items():

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.hf_rope import read_rope, write_rope
+from dongwu_jax.interop.quantization_config import read_quantization_config
 
 Json = dict[str, Any]
 
@@ -127,11 +128,7 @@ def _check_supported(fields: Json, path: Path) -> None:
         raise UserError(
             f"{path}: model_type={kind!r} is not a Llama; supported: {', '.join(_SUPPORTED)}"
         )
-    if "quantization_config" in fields:
-        raise UserError(
-            f"{path}: quantization_config: quantized weights cannot be read; "
-            "use the model before quantization"
-        )
+    read_quantization_config(fields, path)
     if fields.get("hidden_act", "silu") != "silu":
         raise UserError(f"{path}: hidden_act={fields['hidden_act']!r}; only 'silu' is supported")
     if fields.get("mlp_bias"):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,15 @@ from dongwu_jax.interop.hf_config import (
     parse_hugging_face_config,
     read_json,
 )
+from dongwu_jax.interop.hf_quantized import scale_name
 from dongwu_jax.interop.hf_tokenizer import write_hugging_face_tokenizer
+from dongwu_jax.interop.quantization import (
+    QUANTIZED_DTYPES,
+    SCALE_DTYPE,
+    Quantization,
+    quantize,
+)
+from dongwu_jax.interop.quantization_config import quantization_config
 from dongwu_jax.interop.safetensors_files import SafetensorsWriter
 from dongwu_jax.interop.targets import DTYPES, PlannedFile, Progress, ReadTensor, cast
 from dongwu_jax.interop.tensors import Tensor, model_tensors
@@ -35,20 +43,48 @@ WeightFiles = Literal["safetensors", "bin"]
 _NAMES = {"safetensors": ("model", "safetensors"), "bin": ("pytorch_model", "bin")}
 
 
+class _Stored(NamedTuple):
+    """A tensor of a file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
 @dataclass(frozen=True)
-class _Stored:
-    """A tensor as the folder holds it."""
+class _Exported:
+    """One tensor of the model as a file holds it: in one piece, or as 8-bit values and scales."""
 
     name: str
     shape: tuple[int, ...]
     tensor: Tensor | None  # ours; None: zeros
+    dtype: str  # a key of `DTYPES`
+    quantization: Quantization | None  # None: stored in `dtype`
 
-    def values(self, read: ReadTensor, dtype: str) -> np.ndarray:
-        """Its values in the stored dtype, without padding rows of the vocabulary."""
+    @property
+    def stored(self) -> list[_Stored]:
+        """The tensors of the file."""
+        if self.quantization is None:
+            return [_Stored(self.name, self.shape, DTYPES[self.dtype])]
+        return [
+            _Stored(self.name, self.shape, QUANTIZED_DTYPES[self.quantization]),
+            _Stored(scale_name(self.name), (self.shape[0], 1), SCALE_DTYPE),
+        ]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all of `stored`."""
+        return sum(prod(stored.shape) * stored.dtype.itemsize for stored in self.stored)
+
+    def values(self, read: ReadTensor) -> tuple[np.ndarray, ...]:
+        """The values of each of `stored`, without padding rows of the vocabulary."""
         if self.tensor is None:
-            return np.zeros(self.shape, DTYPES[dtype])
+            return (np.zeros(self.shape, DTYPES[self.dtype]),)
         kept = tuple(slice(size) for size in self.tensor.shape)
-        return cast(self.tensor.to_torch(read(self.tensor.name)[kept]), dtype, self.name)
+        values = self.tensor.to_torch(read(self.tensor.name)[kept])
+        if self.quantization is None:
+            return (cast(values, self.dtype, self.name),)
+        return quantize(values, self.quantization, self.name)
 
 
 @dataclass
@@ -56,29 +92,29 @@ class HuggingFaceTarget:
     """A Hugging Face folder to write; padding rows of the vocabulary are left out."""
 
     config: ModelConfig
-    dtype: str  # of the stored weights, a key of `DTYPES`
+    dtype: str  # of the stored weights that are not quantized, a key of `DTYPES`
     tokenizer: Path | None = None  # None: the folder gets none
     max_shard_bytes: int = DEFAULT_SHARD_BYTES  # of a file; a larger tensor gets its own
     weights: WeightFiles = "safetensors"
+    quantization: Quantization | None = None  # of the matrices of the blocks; needs safetensors
 
     def files(self) -> list[PlannedFile]:
         """The weight files, from sizes alone."""
-        return [
-            PlannedFile(file, [(stored.name, stored.shape) for stored in shard])
-            for file, shard in self._shards()
-        ]
+        return [_planned(file, shard) for file, shard in self._shards()]
 
     def write(self, folder: Path, read: ReadTensor, progress: Progress) -> None:
         """Write config, tokenizer and weights into an existing empty folder, then check them.
 
         Raises:
             UserError: the tokenizer is damaged, or larger than the model's vocabulary, or a value
-                does not fit the dtype.
+                does not fit the dtype, or one that is not finite is to be quantized.
         """
         tokenizer, config = self.tokenizer, self.config
         generation = _generation_settings(tokenizer, config)
         ids = {name: generation.get(name) for name in _TOKEN_IDS}
         exported = hugging_face_config(config, self.dtype, ids)
+        if self.quantization is not None:
+            exported["quantization_config"] = quantization_config(self.quantization)
         _write_json(folder / "config.json", exported)
         if tokenizer is not None:
             write_hugging_face_tokenizer(tokenizer, folder, config.max_position_embeddings)
@@ -87,38 +123,37 @@ class HuggingFaceTarget:
         for file, shard in shards:
             self._write_shard(folder / file, shard, read, progress)
         if len(shards) > 1:
-            _write_json(folder / f"{_file_name(self.weights)}.index.json", self._index(shards))
+            _write_json(folder / f"{_file_name(self.weights)}.index.json", self._index())
         _check(folder, exported, config)
 
     def _write_shard(
-        self, path: Path, shard: Sequence[_Stored], read: ReadTensor, progress: Progress
+        self, path: Path, shard: Sequence[_Exported], read: ReadTensor, progress: Progress
     ) -> None:
-        planned = {stored.name: stored.shape for stored in shard}
+        planned = _planned(path.name, shard)
         with path.open("wb") as file:
             writer: SafetensorsWriter | TorchFileWriter
             if self.weights == "safetensors":
-                writer = SafetensorsWriter(file, list(planned.items()), self.dtype)
+                writer = SafetensorsWriter(file, planned.tensors, self.dtype, planned.dtypes)
             else:
                 dtype = DTYPES[self.dtype]
-                tree = {name: PendingTensor(shape, dtype) for name, shape in planned.items()}
+                tree = {name: PendingTensor(shape, dtype) for name, shape in planned.tensors}
                 writer = TorchFileWriter(file, tree)
-            for stored in shard:
-                values = stored.values(read, self.dtype)
-                writer.write(values)
-                progress(values.nbytes)
+            for exported in shard:
+                for values in exported.values(read):
+                    writer.write(values)
+                    progress(values.nbytes)
             writer.close()
 
-    def _shards(self) -> list[tuple[str, list[_Stored]]]:
+    def _shards(self) -> list[tuple[str, list[_Exported]]]:
         """What each file holds: tensors in order, as many as there is room for."""
-        shards: list[list[_Stored]] = [[]]
+        shards: list[list[_Exported]] = [[]]
         room = self.max_shard_bytes
-        for stored in _stored_tensors(self.config):
-            size = self._num_bytes(stored)
-            if shards[-1] and size > room:
+        for exported in _exported_tensors(self.config, self.dtype, self.quantization):
+            if shards[-1] and exported.num_bytes > room:
                 shards.append([])
                 room = self.max_shard_bytes
-            shards[-1].append(stored)
-            room -= size
+            shards[-1].append(exported)
+            room -= exported.num_bytes
         if len(shards) == 1:
             return [(_file_name(self.weights), shards[0])]
         part = "-{:05}-of-" + f"{len(shards):05}"
@@ -127,16 +162,13 @@ class HuggingFaceTarget:
             for number, shard in enumerate(shards, 1)
         ]
 
-    def _index(self, shards: Sequence[tuple[str, Sequence[_Stored]]]) -> Json:
+    def _index(self) -> Json:
         """Which file holds each tensor."""
-        total = sum(self._num_bytes(stored) for _, shard in shards for stored in shard)
+        files = self.files()
         return {
-            "metadata": {"total_size": total},
-            "weight_map": {stored.name: file for file, shard in shards for stored in shard},
+            "metadata": {"total_size": sum(file.num_bytes(self.dtype) for file in files)},
+            "weight_map": {name: file.path for file in files for name, _ in file.tensors},
         }
-
-    def _num_bytes(self, stored: _Stored) -> int:
-        return prod(stored.shape) * DTYPES[self.dtype].itemsize
 
 
 def _file_name(weights: WeightFiles, part: str = "") -> str:
@@ -144,15 +176,38 @@ def _file_name(weights: WeightFiles, part: str = "") -> str:
     return f"{stem}{part}.{suffix}"
 
 
-def _stored_tensors(config: ModelConfig) -> list[_Stored]:
+def _planned(file: str, shard: Sequence[_Exported]) -> PlannedFile:
+    stored = [(exported, stored) for exported in shard for stored in exported.stored]
+    return PlannedFile(
+        file,
+        [(tensor.name, tensor.shape) for _, tensor in stored],
+        {tensor.name: tensor.dtype for exported, tensor in stored if exported.quantization},
+    )
+
+
+def _exported_tensors(
+    config: ModelConfig, dtype: str, quantization: Quantization | None
+) -> list[_Exported]:
     tensors = model_tensors(config.model_copy(update={"padded_vocab_size": None}))
-    stored = [_Stored(t.hugging_face, t.torch_shape, t) for t in tensors]
+    exported = [
+        _Exported(
+            tensor.hugging_face,
+            tensor.torch_shape,
+            tensor,
+            dtype,
+            quantization if _is_matrix_of_block(tensor) else None,
+        )
+        for tensor in tensors
+    ]
     if config.qkv_bias:  # Hugging Face's attention_bias means one on the output too
-        stored += [
-            _Stored(f"model.layers.{n}.self_attn.o_proj.bias", (config.hidden_size,), None)
-            for n in range(config.num_layers)
-        ]
-    return stored
+        width = (config.hidden_size,)
+        names = (f"model.layers.{n}.self_attn.o_proj.bias" for n in range(config.num_layers))
+        exported += [_Exported(name, width, None, dtype, None) for name in names]
+    return exported
+
+
+def _is_matrix_of_block(tensor: Tensor) -> bool:
+    return tensor.layer is not None and len(tensor.torch_shape) == 2
 
 
 def _check(folder: Path, exported: Json, config: ModelConfig) -> None:

@@ -4,7 +4,7 @@ The format is an 8-byte little-endian header length, a JSON header, then the ten
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -154,39 +154,50 @@ def _check_places(arrays: list[SafetensorsArray], start: int, size: int) -> None
 
 
 class SafetensorsWriter:
-    """Writes one file: the header at once, then the tensors in order as they come."""
+    """Writes one file: the header at once, then the tensors in order as they come.
+
+    In the file, tensors of wider numbers lie first, as the safetensors library has them: each must
+    start at a multiple of its number's size, and gaps are not allowed.
+    """
 
     def __init__(
-        self, file: BinaryIO, tensors: Sequence[tuple[str, tuple[int, ...]]], dtype: str
+        self,
+        file: BinaryIO,
+        tensors: Sequence[tuple[str, tuple[int, ...]]],
+        dtype: str,
+        dtypes: Mapping[str, np.dtype] | None = None,
     ) -> None:
         """Write the header.
 
         Args:
+            file: empty, open for writing anywhere in it.
             tensors: names and shapes, in the order in which they will come.
-            dtype: a key of `DTYPES`, of all of them.
+            dtype: a key of `DTYPES`, of all tensors but those of `dtypes`.
         """
         self._file = file
-        self._dtype = DTYPES[dtype]
-        self._waiting = [shape for _, shape in reversed(tensors)]
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        own = dtypes or {}
+        arrays = [(name, shape, own.get(name, DTYPES[dtype])) for name, shape in tensors]
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         start = 0
-        for name, shape in tensors:
-            end = start + prod(shape) * self._dtype.itemsize
-            header[name] = {
-                "dtype": _CODES[self._dtype],
-                "shape": shape,
-                "data_offsets": [start, end],
-            }
+        for name, shape, kind in sorted(arrays, key=lambda array: -array[2].itemsize):
+            end = start + prod(shape) * kind.itemsize
+            header[name] = {"dtype": _CODES[kind], "shape": shape, "data_offsets": [start, end]}
             start = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         file.write(len(text).to_bytes(8, "little") + text)
+        data = 8 + len(text)
+        self._waiting = [
+            (shape, kind, data + header[name]["data_offsets"][0])
+            for name, shape, kind in reversed(arrays)
+        ]
 
     def write(self, values: np.ndarray) -> None:
         """Write the values of the next tensor, in any memory order."""
-        expected = self._waiting.pop()
-        if values.shape != expected or values.dtype != self._dtype:
-            raise ValueError(f"{values.dtype} {values.shape} came, {expected} was announced")
+        shape, dtype, start = self._waiting.pop()
+        if values.shape != shape or values.dtype != dtype:
+            raise ValueError(f"{values.dtype} {values.shape} came, {dtype} {shape} was announced")
+        self._file.seek(start)
         self._file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
     def close(self) -> None:

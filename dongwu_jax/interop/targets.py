@@ -1,7 +1,7 @@
 """What every writer of a format has in common: a plan of files, then the tensors one by one."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -34,9 +34,14 @@ class PlannedFile:
     path: str  # relative to the target's folder
     tensors: list[tuple[str, tuple[int, ...]]]  # stored name (nested keys joined by /), shape
 
+    dtypes: Mapping[str, np.dtype] = field(default_factory=dict)  # that are not the model's
+
     def num_bytes(self, dtype: str) -> int:
-        """Bytes of its tensors in a dtype of `DTYPES`."""
-        return sum(prod(shape) for _, shape in self.tensors) * DTYPES[dtype].itemsize
+        """Bytes of its tensors, in a dtype of `DTYPES` unless they have their own."""
+        return sum(
+            prod(shape) * self.dtypes.get(name, DTYPES[dtype]).itemsize
+            for name, shape in self.tensors
+        )
 
 
 class ModelTarget(Protocol):

@@ -1,16 +1,18 @@
 """The converter's command lines: detection, layouts, dry run, structure, verify, old flags."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
-from command_lines import exit_code, load_tool
+from command_lines import exit_code, failure, load_tool
 from reference_models import random_llama, save, train_tiny_tokenizer
 from safetensors.numpy import load_file, save_file
 
+from dongwu_jax.interop.safetensors_files import read_safetensors
 from dongwu_jax.interop.sources import open_source
 
 convert = load_tool("convert").main
@@ -250,6 +252,46 @@ def test_overwriting_spares_what_is_no_model(source, tmp_path, capsys):
     (target / "notes.txt").write_text("mine")
     assert exit_code(convert, *common) == 1
     assert (target / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_quantize(source, tmp_path, capsys, kind):
+    out = tmp_path / "out"
+    common = ["--from", source, "--to", out, "--to-format", "hf", "--quantize", kind]
+    common += ["--dtype", "bf16", "--max-shard-size", "60KB"]
+    assert not exit_code(convert, *common, "--dry-run", "--print-checkpoint-structure")
+    planned = capsys.readouterr().out
+    assert not out.exists()
+    assert "  model.layers.3.mlp.down_proj.weight: [64, 96]" in planned
+    assert "  model.layers.3.mlp.down_proj.weight_scale: [64, 1]" in planned
+    assert f"GB of {kind} and bfloat16; nothing was written" in planned
+    sizes = re.findall(r"(model-\S+): \d+ tensors, ([\d.,]+) MB", planned)
+    assert len(sizes) > 3
+    assert not exit_code(convert, *common)
+    assert f"wrote {out}: hf, {kind} and bfloat16" in capsys.readouterr().out
+    for name, size in sizes:
+        stored = read_safetensors(out / name).values()
+        assert float(size) == round(sum(array.stop - array.start for array in stored) / 1e6, 1)
+    assert not exit_code(convert, "--from", out, "--print-checkpoint-structure")
+    described = capsys.readouterr().out
+    assert f"{kind} (compressed-tensors), float32" in described
+    assert "activations, which vLLM quantizes too, are not quantized here" in described
+    assert "model.layers.3.mlp.down_proj.weight_scale: [64, 1]" in described
+    assert exit_code(convert, "verify", source, out, "--tolerance", "0.05") == 0
+    assert exit_code(convert, "verify", source, out) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--to-format", "megatron"], "--quantize fp8 is for --to-format hf, and megatron"),
+        (["--to-format", "hf", "--hf-weights", "bin"], "--quantize fp8 needs safetensors"),
+    ],
+)
+def test_quantize_where_it_cannot_be(source, tmp_path, capsys, flags, message):
+    common = ["--from", source, "--to", tmp_path / "out", "--quantize", "fp8", "--dry-run"]
+    assert message in failure(capsys, convert, *common, *flags)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_flags_of_util(source, tmp_path, capsys):
