@@ -21,7 +21,8 @@ def magnitude_scores(source: ModelSource) -> Importance:
     }
     axes = logical_axes(config)
     for tensor in model_tensors(config):
-        squares = np.square(source.read(tensor.name).astype(np.float32))
+        squares = source.read(tensor.name).astype(np.float32)
+        np.square(squares, out=squares)
         layer = int(tensor.name.split(".")[1]) if tensor.name.startswith("layers.") else None
         for dimension, axis in enumerate(axes[tensor.name]):
             others = tuple(d for d in range(squares.ndim) if d != dimension)

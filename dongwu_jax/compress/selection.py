@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dongwu_jax.compress.shapes import Shape, resized
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.parallel.sharding import LogicalAxes
 
@@ -42,16 +43,8 @@ class Selection:
     def config(self, whole: ModelConfig) -> ModelConfig:
         """The architecture of what is kept; heads stay as wide as they were."""
         first = self.blocks[0]
-        return whole.model_copy(
-            update={
-                "num_layers": len(self.blocks),
-                "hidden_size": len(self.hidden),
-                "intermediate_size": len(first.mlp),
-                "num_heads": len(first.heads),
-                "num_kv_heads": len(first.kv_heads),
-                "head_dim": whole.width_per_head,
-            }
-        )
+        sizes = len(self.hidden), len(first.mlp), len(first.heads), len(first.kv_heads)
+        return resized(whole, Shape(len(self.blocks), *sizes))
 
     def indices(self, axis: str, block: BlockSelection | None) -> Indices | None:
         """What is kept along a logical axis; None: all.
@@ -68,12 +61,15 @@ class Selection:
     def cut(
         self, values: np.ndarray, axes: LogicalAxes, block: BlockSelection | None
     ) -> np.ndarray:
-        """What is kept of a tensor with these logical axes, in its dtype."""
-        for dimension, axis in enumerate(axes):
-            kept = self.indices(axis, block)
-            if kept is not None and len(kept) < values.shape[dimension]:
-                values = np.take(values, kept, axis=dimension)
-        return values
+        """What is kept of a tensor with these logical axes, in its dtype and order in memory."""
+        # Slowest dimension first: taken across memory, it takes ten times as long.
+        order = np.argsort(np.negative(values.strides), kind="stable")
+        values = values.transpose(order)
+        for place, dimension in enumerate(order):
+            kept = self.indices(axes[dimension], block)
+            if kept is not None and len(kept) < values.shape[place]:
+                values = np.take(values, kept, axis=place)
+        return values.transpose(np.argsort(order))
 
 
 def everything(config: ModelConfig) -> Selection:

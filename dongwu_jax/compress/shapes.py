@@ -1,9 +1,11 @@
 """Shapes a model can be pruned to, and which of them transformers and vLLM can load."""
 
 from dataclasses import dataclass
+from math import prod
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
+from dongwu_jax.interop.tensors import model_tensors
 
 # As command lines name them, in ours and in Hugging Face's words.
 NAMES = {
@@ -28,6 +30,10 @@ class Shape:
     num_heads: int
     num_kv_heads: int
 
+    def __str__(self) -> str:
+        """As `parse_target` reads it."""
+        return ",".join(f"{name}={size}" for name, size in vars(self).items())
+
 
 def shape_of(config: ModelConfig) -> Shape:
     """The sizes of a model as it is."""
@@ -38,6 +44,22 @@ def shape_of(config: ModelConfig) -> Shape:
         config.num_heads,
         config.kv_heads,
     )
+
+
+def resized(whole: ModelConfig, shape: Shape) -> ModelConfig:
+    """The architecture with other sizes; heads stay as wide as they were."""
+    return whole.model_copy(update=vars(shape) | {"head_dim": whole.width_per_head})
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Parameters, padding of the vocabulary included; cheap enough for thousands of shapes."""
+
+    def with_layers(layers: int) -> int:
+        tensors = model_tensors(config.model_copy(update={"num_layers": layers}))
+        return sum(prod(tensor.shape) for tensor in tensors)
+
+    outside = with_layers(0)
+    return outside + config.num_layers * (with_layers(1) - outside)
 
 
 def parse_target(text: str, whole: ModelConfig) -> Shape:

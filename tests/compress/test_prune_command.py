@@ -54,6 +54,76 @@ def test_a_rehearsal_writes_nothing(model, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_layers_can_go_by_the_loss_and_a_report_says_what_is_kept(model, tmp_path):
+    folder, text = model
+    out, report = tmp_path / "out", tmp_path / "out.prune.json"
+    options = ["--model", folder, "--out", out, "--calibration", text, "--report", report]
+    options += ["--samples", 16, "--length", 16, "--layer-importance", "perplexity"]
+    target = "num_layers=2,intermediate_size=40,hidden_size=24,num_heads=2,num_kv_heads=1"
+    assert not exit_code(prune, *options, "--target", target)
+    written = json.loads(report.read_text())
+    kept, scores = written["kept"], written["layer_scores"]
+    layers = [block["layer"] for block in kept["blocks"]]
+    assert layers == sorted(sorted(range(4), key=lambda layer: scores[layer])[2:])
+    assert (written["method"], written["layer_importance"]) == ("activation", "perplexity")
+    assert written["calibration"]["samples"] == 16
+    assert written["after"]["hidden_size"] == 24
+    pruned = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert written["after"]["parameters"] == pruned.num_parameters()
+    whole = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert written["before"]["parameters"] == whole.num_parameters()
+    for number, block in enumerate(kept["blocks"]):
+        rows, columns = _numbers(block["mlp"]), _numbers(kept["hidden"])
+        expected = whole.model.layers[block["layer"]].mlp.up_proj.weight[rows][:, columns]
+        assert (pruned.model.layers[number].mlp.up_proj.weight == expected).all()
+    # Again, in place of what is there: a report beside it does not make it another thing.
+    assert not exit_code(prune, *options, "--target", target, "--overwrite")
+
+
+def _numbers(ranges):
+    """What a report says in few words."""
+    runs = [[int(end) for end in run.split("-")] for run in ranges.split(",")]
+    return [number for run in runs for number in range(run[0], run[-1] + 1)]
+
+
+def test_a_rehearsal_can_be_reported(model, tmp_path):
+    report = tmp_path / "random.json"
+    options = ["--model", model[0], "--out", tmp_path / "out", "--method", "random", "--seed", 3]
+    assert not exit_code(prune, *options, "--target", TARGET, "--dry-run", "--report", report)
+    written = json.loads(report.read_text())
+    assert (written["method"], written["seed"]) == ("random", 3)
+    assert "calibration" not in written
+    assert len(_numbers(written["kept"]["hidden"])) == 24
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--target", "hidden_size=24"],
+        ["--drop-layers", "1"],
+        ["--target", "num_layers=3", "--method", "magnitude"],
+    ],
+)
+def test_layer_importance_that_decides_nothing_is_refused(model, tmp_path, capsys, options):
+    place = ["--model", model[0], "--out", tmp_path / "out", "--calibration", model[1]]
+    said = failure(capsys, prune, *place, *options, "--layer-importance", "perplexity")
+    assert "--layer-importance perplexity: has nothing to choose" in said
+
+
+def test_the_place_of_the_result_and_of_the_report_is_checked_first(model, tmp_path, capsys):
+    options = ["--model", model[0], "--target", TARGET, "--calibration", tmp_path / "no_text"]
+    said = failure(capsys, prune, *options)
+    assert "--out: name the folder to write, or give --search" in said
+    report = tmp_path / "out/report.json"
+    said = failure(capsys, prune, *options, "--out", tmp_path / "out", "--report", report)
+    assert f"--report {report}: lies inside of --out" in said
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes.txt").write_text("mine")
+    said = failure(capsys, prune, *options, "--out", tmp_path / "out")
+    assert "exists already" in said
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

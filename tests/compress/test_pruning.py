@@ -73,6 +73,29 @@ def test_what_is_zero_can_be_cut(model, tmp_path):
     assert pruned.config.num_heads == len(kept_heads)
 
 
+def test_query_heads_that_are_zero_can_be_cut_out_of_their_groups(tmp_path):
+    """Another one of each group, in each block."""
+    model = random_llama(num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2)
+    kept_heads = (np.array([0, 2, 3, 5, 6, 7]), np.array([0, 1, 2, 4, 6, 7]))
+    with torch.no_grad():
+        for layer, kept in zip(model.model.layers, kept_heads, strict=True):
+            for head in np.setdiff1d(np.arange(8), kept):
+                layer.self_attn.o_proj.weight[:, 4 * head : 4 * head + 4] = 0
+    source = open_source(save(model, tmp_path / "in"))
+    blocks = tuple(
+        BlockSelection(layer, np.arange(56), np.arange(2), kept)
+        for layer, kept in enumerate(kept_heads)
+    )
+    pruned = PrunedSource(source, Selection(np.arange(32), blocks), {})
+    tokens = random_tokens(101)
+    np.testing.assert_allclose(_logits(pruned, tokens), _logits(source, tokens), atol=2e-5)
+    by_score = random_scores(source.config, 0)
+    for block, kept in enumerate(kept_heads):
+        by_score.heads[block] = np.isin(np.arange(8), kept)
+    chosen = choose(by_score, Shape(2, 32, 56, 6, 2), source.config)
+    assert [block.heads.tolist() for block in chosen.blocks] == [k.tolist() for k in kept_heads]
+
+
 def test_silent_hidden_channels_can_be_cut_with_the_norms_scaled(tmp_path):
     """Channels that are always zero: norms then see a larger mean square, which is put right."""
     model, silent = random_llama(num_hidden_layers=2, **{"rms_norm_eps": 1e-12}), 8
