@@ -27,6 +27,7 @@ CASES = {
 _ROOT = Path(__file__).resolve().parents[1]
 _CONFIG = _ROOT / "configs" / "recover_smollm2.yaml"
 _TOKENS_A_STEP = 64 * 1024  # as the configuration has it
+_TICKS = (30, 35, 40, 50, 60, 80, 100)
 
 
 def main() -> None:
@@ -153,6 +154,8 @@ def _plot(output: Path, png: Path) -> None:
         tokens = [r["step"] * _TOKENS_A_STEP / 1e6 for r in steps]
         axes.plot(tokens, [r["validation_perplexity"] for r in steps], marker=".", label=name)
     axes.set(xlabel="million tokens", ylabel="perplexity of a held-out text", yscale="log")
+    axes.set_yticks(_TICKS, [str(tick) for tick in _TICKS])
+    axes.minorticks_off()
     axes.grid(which="both", alpha=0.3)
     axes.legend()
     figure.savefig(png, dpi=150)

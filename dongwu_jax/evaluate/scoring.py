@@ -1,5 +1,6 @@
 """How likely a model finds the tokens that really come next: one forward pass, no sampling."""
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -37,7 +38,10 @@ class Scorer:
         self.model = model
         self._devices = model.sharding.mesh.devices.size
         self._score = OnDevices(model, _scores)
-        self._continue = OnDevices(model, _next_tokens)
+
+    @functools.cached_property
+    def _continue(self) -> OnDevices:
+        return OnDevices(self.model, _next_tokens)
 
     def rows_for(self, sequences: int, length: int) -> int:
         """How many of so many sequences one call shall take, a multiple of the devices."""

@@ -237,6 +237,11 @@ def _rule_notes(plans: list[Plan]) -> list[str]:
             "warning: precision.matmul=fp8, but time is estimated as for bfloat16; layers of 13B "
             "on one H100 took 0.73 of it (docs/performance.md)"
         )
+    if plans[0].config.distillation.teacher is not None:
+        notes.append(
+            "warning: this is planned without distillation.teacher, which adds its weights in "
+            "precision.compute_dtype, split as docs/compression.md says, and its forward pass"
+        )
     concerned = [plan for plan in plans if plan.wrongly_taken_as_split]
     if not concerned:
         return notes

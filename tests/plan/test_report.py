@@ -1,6 +1,7 @@
 """What a plan says beside its figures."""
 
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -25,9 +26,18 @@ def test_rules_that_the_estimates_do_not_know(tensor: int, whole: list[str]) -> 
     assert printed.getvalue().count(warning) == (2 if whole else 0)
 
 
-def test_8_bit_products_are_not_estimated() -> None:
-    changes = {"precision": {"matmul": "fp8", "compute_dtype": "bfloat16"}}
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        (
+            {"precision": {"matmul": "fp8", "compute_dtype": "bfloat16"}},
+            "precision.matmul=fp8, but time is estimated as for bfloat16",
+        ),
+        ({"distillation": {"teacher": "a"}}, "this is planned without distillation.teacher"),
+    ],
+)
+def test_what_is_not_estimated_is_said(changes: dict[str, Any], warning: str) -> None:
     plan = sketch_plan(parse_config(overlay(BASE, changes), "test"), find_gpu("h100"), 1)
     printed = io.StringIO()
     print_plan(plan, Console(file=printed, width=200))
-    assert "precision.matmul=fp8, but time is estimated as for bfloat16" in printed.getvalue()
+    assert warning in printed.getvalue()

@@ -25,6 +25,7 @@ COMMANDS = {
             "convert",
             "evaluate",
             "prune",
+            "cache_teacher",
         )
     },
 }
