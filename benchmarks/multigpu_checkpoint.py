@@ -27,28 +27,34 @@ from dongwu_jax.training.state import StartingPoint, TrainState, abstract_state,
 
 
 def main() -> int:
-    """Write in this process, read in another."""
+    """Write in one process, read in another: the memory of GPUs belongs to who took it first."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("gpus", type=int)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rehearse", action="store_true", help="a tiny model")
-    parser.add_argument("--read", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=("write", "read"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.only is None:
+        return _both()
     allow_most_host_memory(os.environ)
     config = cases(options.gpus)["13b_fsdp"].config(options.gpus, options.rehearse)
     place = {"checkpoint": {"directory": str(options.folder / "checkpoints")}}
     config = parse_config(overlay(config.model_dump(mode="json"), place), "checkpoint")
-    if options.read:
-        print(json.dumps(_read(config)))
-        return 0
-    figures = _write(config)
-    child = subprocess.run([sys.executable, *sys.argv, "--read"], capture_output=True, text=True)
-    if child.returncode:
-        print(json.dumps(figures | {"failed": child.stderr[-2000:]}))
-        return 1
-    figures |= json.loads(child.stdout.splitlines()[-1])
+    print(json.dumps(_read(config) if options.only == "read" else _write(config)))
+    return 0
+
+
+def _both() -> int:
+    figures: dict[str, Any] = {}
+    for part in ("write", "read"):
+        command = [sys.executable, *sys.argv, "--only", part]
+        child = subprocess.run(command, capture_output=True, text=True)
+        if child.returncode:
+            print(json.dumps(figures | {"failed": part, "error": child.stderr[-2000:]}))
+            return 1
+        figures |= json.loads(child.stdout.splitlines()[-1])
     figures["equal"] = figures.pop("sum_written") == figures.pop("sum_read")
     print(json.dumps(figures))
     return 0
