@@ -26,6 +26,7 @@ COMMANDS = {
             "evaluate",
             "prune",
             "cache_teacher",
+            "synthesize",
         )
     },
 }
