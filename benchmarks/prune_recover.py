@@ -5,7 +5,7 @@
 
 Cut at random or by activations, then trained on the text alone or by the whole model. Prints one
 JSON line a case; `--plot recovery.png` draws the curves of an output folder that is complete.
-Cases run side by side, one on each GPU that is here.
+Cases run side by side, one on each GPU of CUDA_VISIBLE_DEVICES (0,1,2,3).
 """
 
 import argparse

@@ -43,7 +43,14 @@ class Calibration:
     def load(self, model: Path) -> LoadedModel:
         """The model on all devices of this process."""
         devices = jax.local_devices()
-        return load_model(model, self.dtype, self.tokenizer, devices, self.fsdp)
+        loaded = load_model(model, self.dtype, self.tokenizer, devices, self.fsdp)
+        longest = loaded.config.max_position_embeddings
+        if self.length > longest:
+            raise UserError(
+                f"--length {self.length}: {model} is meant for {longest} tokens; what it computes "
+                "beyond says nothing of its parts"
+            )
+        return loaded
 
     def batches(self, tokenizer: AnyTokenizer, devices: int) -> list[np.ndarray]:
         """The first tokens of the text, documents joined and cut into sequences.

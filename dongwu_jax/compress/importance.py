@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.on_devices import OnDevices
 from dongwu_jax.interop.inference import LoadedModel
 from dongwu_jax.models.llama import Llama, block_in_use
@@ -45,6 +46,16 @@ class Importance:
     mlp: np.ndarray
     heads: np.ndarray
     stream: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name, scores in vars(self).items():
+            wrong = np.argwhere(~np.isfinite(scores))
+            if len(wrong):
+                place = ", ".join(map(str, wrong[0]))
+                raise UserError(
+                    f"the importance of {name} [{place}] is {scores[tuple(wrong[0])]}: the model "
+                    "has weights that are not finite, or overflows on this text; nothing was cut"
+                )
 
 
 def measure_importance(
@@ -92,21 +103,20 @@ def _of_sequences(
             seen.append(x)
             return project(x, weight)
 
+        # As the block itself, for what lies between its halves.
         in_use = block_in_use(graph, nnx.state(block))
-        before, x = x, in_use(x, rotary, attend, multiply)
+        normalised = in_use.normalise(x, in_use.attention_norm)
+        middle = x + in_use.attention(normalised, rotary, attend, multiply)
+        after = middle + in_use.mlp(in_use.normalise(middle, in_use.mlp_norm), multiply)
         assert len(inputs) == _PRODUCTS
-        blocks.append(_turn(before, x))
+        blocks.append(_turn(x, after))
         heads.append(_size(inputs[_O_PROJ]))
         mlp.append(_size(inputs[_DOWN_PROJ]))
-        for normalised, gain in (
-            (inputs[0], block.attention_norm),
-            (inputs[_GATE_PROJ], block.mlp_norm),
-        ):
-            hidden.append(_size(normalised))
-            stream.append(_mean_square(normalised, gain[...]))
-    last = model.normalise(x)
-    hidden.append(_size(last))
-    stream.append(_mean_square(last, model.final_norm[...]))
+        hidden += [_size(inputs[0]), _size(inputs[_GATE_PROJ])]
+        stream += [_mean_square(x), _mean_square(middle)]
+        x = after
+    hidden.append(_size(model.normalise(x)))
+    stream.append(_mean_square(x))
     found = {"blocks": blocks, "hidden": hidden, "mlp": mlp, "heads": heads, "stream": stream}
     return {name: jnp.stack(values, axis=1) for name, values in found.items()}
 
@@ -124,6 +134,7 @@ def _turn(before: jax.Array, after: jax.Array) -> jax.Array:
     return jnp.mean(1 - product / norms, axis=-1)
 
 
-def _mean_square(normalised: jax.Array, gain: jax.Array) -> jax.Array:
-    """Of what was normalised, before its gain, [batch, embed]."""
-    return jnp.mean(jnp.square(normalised.astype(jnp.float32) / gain), axis=1)
+def _mean_square(x: jax.Array) -> jax.Array:
+    """[batch, length, embed] -> [batch, embed]; in units of that of all channels of a position."""
+    squares = jnp.square(x.astype(jnp.float32))
+    return jnp.mean(squares / jnp.mean(squares, axis=-1, keepdims=True), axis=1)

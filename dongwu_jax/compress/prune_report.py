@@ -1,5 +1,6 @@
 """What pruning did, for a file beside the model."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,25 @@ from dongwu_jax.compress.importance import Importance
 from dongwu_jax.compress.selection import Selection
 from dongwu_jax.compress.shapes import parameter_count, shape_of
 from dongwu_jax.config import ModelConfig
+from dongwu_jax.errors import UserError
+from dongwu_jax.output_files import check_output_file
 
 Record = dict[str, Any]
+
+
+def check_place(report: Path, *models: Path) -> None:
+    """Refuse a file that cannot be written, or would lie among a model's.
+
+    Raises:
+        UserError: naming the place.
+    """
+    for model in models:
+        if report.resolve().is_relative_to(model.resolve()):
+            raise UserError(
+                f"--report {report}: lies inside of {model}, which holds a model and nothing else; "
+                f"name a file beside it, such as {model}.prune.json"
+            )
+    check_output_file(report)
 
 
 def of_model(config: ModelConfig) -> Record:

@@ -29,7 +29,7 @@ from dongwu_jax.interop.conversion_job import write_model
 from dongwu_jax.interop.model_source import ModelSource
 from dongwu_jax.interop.sources import open_source
 from dongwu_jax.interop.targets import ModelTarget
-from dongwu_jax.output_files import check_output_file, write_json_file
+from dongwu_jax.output_files import write_json_file
 
 Method = Literal["activation", "magnitude", "random"]
 
@@ -123,16 +123,15 @@ def _check_layer_importance(job: Pruning, shape: Shape, whole: ModelConfig) -> N
 
 def _target(job: Pruning, source: ModelSource, shape: Shape) -> ModelTarget:
     """What will write the result, if it can be written: to be known before hours of scoring."""
+    if job.out.resolve() == job.model.resolve():
+        raise UserError(
+            f"--out {job.out}: is the model itself, which is needed to learn from it; name another"
+        )
     of_that_shape = everything(resized(source.config, shape))  # which parts does not matter
     target = make_target(PrunedSource(source, of_that_shape, {}), job.options)
     check_folder(job.out, target, job.overwrite)
     if job.report is not None:
-        if job.report.resolve().is_relative_to(job.out.resolve()):
-            raise UserError(
-                f"--report {job.report}: lies inside of --out, which holds a model and nothing "
-                f"else; name a file beside it, such as {job.out}.prune.json"
-            )
-        check_output_file(job.report)
+        prune_report.check_place(job.report, job.out, job.model)
     return target
 
 

@@ -25,7 +25,7 @@ from dongwu_jax.interop.loading import load_parameters
 from dongwu_jax.interop.model_source import ModelSource
 from dongwu_jax.interop.sources import open_source
 from dongwu_jax.models.parameters import parameter_shardings
-from dongwu_jax.output_files import check_output_file, write_json_file
+from dongwu_jax.output_files import write_json_file
 
 _LARGEST_LOSS = 709.0  # whose exponential is a number
 
@@ -78,7 +78,7 @@ def run_search(job: Search) -> list[Scored]:
         UserError: the model or the text cannot be read, or no shape has so many parameters.
     """
     if job.report is not None:
-        check_output_file(job.report)
+        prune_report.check_place(job.report, job.model)
     began = time.perf_counter()
     source = open_source(job.model)
     try:

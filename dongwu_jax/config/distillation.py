@@ -53,6 +53,11 @@ class DistillationConfig(Section):
                 f"distillation.teacher={self.teacher} and distillation.cache={self.cache} are both "
                 "set; keep the teacher to run it in the step, or the cache to read what it said"
             )
+        if self.hidden_weight and self.teacher is None and self.cache is None:
+            raise ValueError(
+                f"distillation.hidden_weight={self.hidden_weight} needs distillation.teacher, "
+                "whose hidden states are matched"
+            )
         if self.cache is None:
             return self
         for name, only, why in (

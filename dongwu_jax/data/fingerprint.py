@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,23 @@ def content_hash(prefix: Path) -> str:
     Raises:
         UserError: a file cannot be read.
     """
+    return _hash_of_files([idx_path(prefix), bin_path(prefix)])
+
+
+def folder_hash(path: Path) -> str:
+    """The same of all files below a folder, or of one file; names count.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    names = "\n".join(str(file.relative_to(path)) for file in files)
+    return hashlib.sha256((names + _hash_of_files(files)).encode()).hexdigest()[:32]
+
+
+def _hash_of_files(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    for path in (idx_path(prefix), bin_path(prefix)):
+    for path in paths:
         try:
             with open(path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size

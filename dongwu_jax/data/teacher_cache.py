@@ -32,6 +32,7 @@ IDS, LOG_PROBABILITIES = "teacher_ids", "teacher_log_probabilities"
 _FILES = {IDS: "ids", LOG_PROBABILITIES: "log_probabilities"}
 _HEADER, _UNFINISHED = "teacher.json", "teacher.incomplete.json"
 _VERSION = 1
+_ROUNDING = 0.02  # to 16 bits, of probabilities that add up to 1
 
 Entries = dict[str, np.ndarray]
 
@@ -41,6 +42,8 @@ class CacheHeader:
     """What a cache holds, and of what it was made."""
 
     teacher: str  # its path, for people
+    teacher_content: str  # a fingerprint of its files
+    dtype: str  # in which it computed
     vocab_size: int
     top_k: int
     sequence_length: int
@@ -103,14 +106,33 @@ class TeacherCache:
         arrays = self._parts[part]
         ids = arrays[IDS][row].astype(np.int32)
         log_probabilities = np.array(arrays[LOG_PROBABILITIES][row])
-        # Any of both would train on nonsense without a word.
-        if ids.max() >= self.header.vocab_size or not (log_probabilities <= 0.01).all():
+        if not _can_be(ids, log_probabilities, self.header.vocab_size):
             raise UserError(
-                f"{self.folder}: the entries of sample {sample} are damaged; write part {part} "
-                f"again: delete {_file(self.folder, IDS, part).name}, rename {_HEADER} to "
-                f"{_UNFINISHED}, and run tools/cache_teacher.py"
+                f"{self.folder}: the entries of sample {sample} are damaged; "
+                f"{_again(self.folder, part)}"
             )
         return {IDS: ids, LOG_PROBABILITIES: log_probabilities}
+
+
+def _can_be(ids: np.ndarray, log_probabilities: np.ndarray, vocab_size: int) -> bool:
+    """Whether a teacher can have said this: else a run would learn nonsense without a word."""
+    wide = log_probabilities.astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        descending = (np.diff(wide[:, :-1], axis=-1) <= 0).all()
+    return bool(
+        ids.max() < vocab_size
+        and (ids[:, :-1] != ids[:, 1:]).all()
+        and np.isfinite(wide).all()
+        and descending
+        and (np.abs(np.exp(wide).sum(axis=-1) - 1) < _ROUNDING).all()
+    )
+
+
+def _again(folder: Path, part: int) -> str:
+    return (
+        f"to write part {part} again, delete {_file(folder, IDS, part).name}, rename {_HEADER} to "
+        f"{_UNFINISHED}, and run the tools/cache_teacher.py command that made it"
+    )
 
 
 class CacheWriter:
@@ -155,6 +177,8 @@ class CacheWriter:
             try:
                 with temporary.open("wb") as file:
                     np.save(file, values, allow_pickle=False)
+                    file.flush()
+                    os.fsync(file.fileno())  # before the name: it must survive a power cut, too
                 os.replace(temporary, path)
             except OSError as error:
                 raise UserError(
@@ -164,10 +188,17 @@ class CacheWriter:
 
     def finish(self) -> None:
         """Make the cache complete."""
-        os.replace(self.folder / _UNFINISHED, self.folder / _HEADER)
+        try:
+            os.replace(self.folder / _UNFINISHED, self.folder / _HEADER)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written: {error.strerror}") from None
 
     def _has(self, part: int) -> bool:
-        return all(_file(self.folder, name, part).exists() for name in _FILES)
+        try:
+            _open_part(self.folder, self.header, part)
+        except UserError:  # missing, or cut short by a full disk
+            return False
+        return True
 
 
 def open_run_cache(config: RunConfig, data: Fingerprint) -> TeacherCache | None:
@@ -225,7 +256,7 @@ def _open_part(folder: Path, header: CacheHeader, part: int) -> Entries:
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path}: cannot be read: {error}") from None
+            raise UserError(f"{path}: cannot be read: {error}; {_again(folder, part)}") from None
         if (array.shape, array.dtype) != (shape, dtype):
             raise UserError(
                 f"{path}: holds {array.dtype} {array.shape}, {_HEADER} says {dtype} {shape}"
@@ -241,7 +272,9 @@ def _file(folder: Path, name: str, part: int) -> Path:
 def _check_same(path: Path, begun: CacheHeader, wanted: CacheHeader) -> None:
     # By way of JSON, as the file has it.
     now: dict[str, Any] = json.loads(json.dumps(asdict(wanted)))
-    differing = [name for name, value in asdict(begun).items() if value != now[name]]
+    differing = [
+        name for name, value in asdict(begun).items() if value != now[name] and name != "teacher"
+    ]
     if differing:
         name = differing[0]
         raise UserError(

@@ -11,15 +11,15 @@ import numpy as np
 
 from dongwu_jax.config import RunConfig
 from dongwu_jax.data.datasets import build_dataset
-from dongwu_jax.data.fingerprint import fingerprint
+from dongwu_jax.data.fingerprint import fingerprint, folder_hash
 from dongwu_jax.data.gpt_dataset import SampleSource
 from dongwu_jax.data.teacher_cache import IDS, LOG_PROBABILITIES, CacheHeader, CacheWriter, Entries
 from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.on_devices import OnDevices, rows_for
 from dongwu_jax.evaluate.progress import token_bar
-from dongwu_jax.interop.inference import load_model
+from dongwu_jax.interop.inference import default_dtype, load_model
 from dongwu_jax.interop.sources import open_source
-from dongwu_jax.interop.teacher import check_vocabulary
+from dongwu_jax.interop.teacher import check_teacher
 from dongwu_jax.models.llama import Llama
 from dongwu_jax.parallel.context import Attend
 
@@ -59,10 +59,13 @@ def write_cache(job: Caching) -> None:
             "hold nearly all of the probability"
         )
     source = open_source(job.teacher)
-    check_vocabulary(source, job.teacher, config)
+    check_teacher(source, job.teacher, config)
     source.close()
+    dtype = job.dtype or default_dtype()
     header = CacheHeader(
         str(job.teacher),
+        folder_hash(job.teacher),
+        dtype,
         config.model.vocab_size,
         job.top_k,
         config.data.sequence_length,
@@ -83,7 +86,7 @@ def _write_parts(
     job: Caching, writer: CacheWriter, dataset: SampleSource, missing: list[int]
 ) -> None:
     header, devices = writer.header, jax.local_devices()
-    model = load_model(job.teacher, job.dtype, job.config.data.tokenizer, devices, job.fsdp)
+    model = load_model(job.teacher, header.dtype, job.config.data.tokenizer, devices, job.fsdp)
     program = OnDevices(model, functools.partial(_likeliest, job.top_k))
     rows = rows_for(header.samples_per_part, header.sequence_length, len(devices))
     tokens = sum(len(header.samples_of(part)) for part in missing) * header.sequence_length

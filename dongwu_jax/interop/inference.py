@@ -46,6 +46,11 @@ class LoadedModel:
         return NamedSharding(self.sharding.mesh, self.sharding.manual_spec(("batch",)))
 
 
+def default_dtype() -> str:
+    """In which a model computes unless told otherwise."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
 def load_model(
     path: Path,
     dtype: str | None = None,
@@ -72,7 +77,7 @@ def load_model(
             raise UserError(f"{path}: has no tokenizer; name one with --tokenizer")
         config = source.config
         loaded = load_fitting_tokenizer(place, config.vocab_size)
-        dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        dtype = dtype or default_dtype()
         sharding = _sharding(devices or jax.local_devices()[:1], fsdp)
         shardings = parameter_shardings(config, sharding)
         parameters = load_parameters(source.read, config, shardings, dtype=dtype)

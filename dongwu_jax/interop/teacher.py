@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from dongwu_jax.config import ModelConfig, RunConfig, parse_config
+from dongwu_jax.config.distillation import DistillationConfig
 from dongwu_jax.data.tokenizers import check_same_tokens, load_tokenizer
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.loading import load_parameters
@@ -29,15 +30,10 @@ def resolve_teacher(config: RunConfig) -> tuple[RunConfig, TeacherModel | None]:
     """
     origin = config.distillation.teacher
     if origin is None:
+        _warn_of_idle_settings(config)
         return config, None
     source = open_source(origin)
-    check_vocabulary(source, origin, config)
-    if config.data.sequence_length > source.config.max_position_embeddings:
-        raise UserError(
-            f"distillation.teacher={origin}: is meant for {source.config.max_position_embeddings} "
-            f"tokens, data.sequence_length is {config.data.sequence_length}; shorten it, or "
-            "extend the teacher first"
-        )
+    check_teacher(source, origin, config)
 
     def load(model: ModelConfig, shardings: Parameters, dtype: str) -> Parameters:
         logger.info("loading the teacher (%s, %s) from %s", source.format, source.dtype, origin)
@@ -54,17 +50,41 @@ def resolve_teacher(config: RunConfig) -> tuple[RunConfig, TeacherModel | None]:
     return _with_width(config, model.hidden_size), TeacherModel(model, load)
 
 
-def check_vocabulary(source: ModelSource, origin: Path, config: RunConfig) -> None:
-    """Whether a teacher's predictions mean the tokens that a run trains on.
+def _warn_of_idle_settings(config: RunConfig) -> None:
+    """A forgotten teacher would otherwise not be noticed."""
+    settings, usual = config.distillation, DistillationConfig()
+    if settings.cache is not None:
+        return
+    idle = [
+        f"{name}={getattr(settings, name)}"
+        for name in type(settings).model_fields
+        if getattr(settings, name) != getattr(usual, name)
+    ]
+    if idle:
+        logger.warning(
+            "distillation.%s: neither teacher nor cache is set, so the run learns from the text "
+            "alone",
+            ", ".join(idle),
+        )
+
+
+def check_teacher(source: ModelSource, origin: Path, config: RunConfig) -> None:
+    """Whether a teacher's predictions mean the tokens that a run trains on, as long as they are.
 
     Raises:
         UserError: naming what differs.
     """
+    length, longest = config.data.sequence_length, source.config.max_position_embeddings
+    if length > longest:
+        raise UserError(
+            f"the teacher {origin} is meant for {longest} tokens, data.sequence_length is "
+            f"{length}; shorten it, or extend the teacher first"
+        )
     theirs, ours = source.config.vocab_size, config.model.vocab_size
     if theirs != ours:
         raise UserError(
-            f"distillation.teacher={origin}: has a vocabulary of {theirs} tokens, the model one of "
-            f"{ours}; a teacher must share the student's tokenizer"
+            f"the teacher {origin} has a vocabulary of {theirs} tokens, the model one of {ours}; "
+            "a teacher must share the student's tokenizer"
         )
     tokenizer = config.data.tokenizer
     if tokenizer is None or source.tokenizer is None:

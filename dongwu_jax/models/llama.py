@@ -127,10 +127,11 @@ class Block(nnx.Module):
         multiply: Project = project,
     ) -> jax.Array:
         """[batch, length, embed] -> [batch, length, embed]."""
-        x = x + self.attention(self._normalise(x, self.attention_norm), rotary, attend, multiply)
-        return x + self.mlp(self._normalise(x, self.mlp_norm), multiply)
+        x = x + self.attention(self.normalise(x, self.attention_norm), rotary, attend, multiply)
+        return x + self.mlp(self.normalise(x, self.mlp_norm), multiply)
 
-    def _normalise(self, x: jax.Array, scale: nnx.Param) -> jax.Array:
+    def normalise(self, x: jax.Array, scale: nnx.Param) -> jax.Array:
+        """What one of the two norms makes of the residual stream."""
         normalised = rms_norm(x, scale[...], self.epsilon)
         return constrain(normalised, "batch", "length", "hidden")
 

@@ -60,6 +60,19 @@ def teacher_sharding(
     own = resolve_rules(config.sharding.rules)
     shared = {name: [a for a in own[name] if a in _OF_A_TEACHER] for name in WEIGHT_RULES}
     resolved = resolve_rules(config.sharding.rules | shared | overrides)
+    for name, size in (
+        ("heads", model.num_heads),
+        ("kv_heads", model.kv_heads),
+        ("mlp", model.intermediate_size),
+        ("vocab", model.vocab_rows),
+        ("embed", model.hidden_size),
+    ):
+        shards = sharding.size(*resolved[name])
+        if size % shards:
+            raise UserError(
+                f"distillation.teacher: its {name}={size} is not divisible by the {shards} shards "
+                f"of {' x '.join(resolved[name])}; set distillation.sharding_rules={{{name}: null}}"
+            )
     heads, context = model.kv_heads, sharding.size("context")
     if "context" in sharding.mesh_axes("attention_length"):
         resolved |= _without_context(resolved)

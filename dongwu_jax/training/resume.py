@@ -1,5 +1,6 @@
 """Whether a checkpoint may be continued by this run; where not, which setting differs."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from dongwu_jax.data.fingerprint import Fingerprint, compare_fingerprints
 from dongwu_jax.errors import UserError
 from dongwu_jax.training.checkpoint_folders import newest_step
 from dongwu_jax.training.checkpoints import DataState, read_run_config
+
+logger = logging.getLogger(__name__)
 
 
 def check_same_run(directory: Path, config: RunConfig) -> None:
@@ -29,6 +32,9 @@ def check_same_run(directory: Path, config: RunConfig) -> None:
         for name in was
         if was[name] != now_is[name]
     ]
+    changed = _distillation_changes(saved, config)
+    if changed:
+        logger.warning("since the checkpoint, distillation has changed: %s", "; ".join(changed))
     before, now = saved.training.global_batch_size, config.training.global_batch_size
     if before != now:
         differences.append(f"training.global_batch_size was {before} and is {now}")
@@ -39,6 +45,14 @@ def check_same_run(directory: Path, config: RunConfig) -> None:
             + "\nSet them back, or start anew from its weights: training.initial_weights="
             f"{step} and another checkpoint.directory"
         )
+
+
+def _distillation_changes(saved: RunConfig, config: RunConfig) -> list[str]:
+    """What is learned from now on: allowed to change, but not without a word."""
+    was, now_is = saved.distillation.model_dump(), config.distillation.model_dump()
+    return [
+        f"{name} was {was[name]} and is {now_is[name]}" for name in was if was[name] != now_is[name]
+    ]
 
 
 def _architecture(model: ModelConfig) -> dict[str, Any]:

@@ -66,10 +66,11 @@ class Trainer:
             config.data, config.steps * config.training.global_batch_size
         )
         self.tokenizer_files = _checked_tokenizer_files(config)
-        self.checkpoints = Checkpoints(config.checkpoint)
         self._cache = open_run_cache(config, self.fingerprint)
         self.layout = BatchLayout(config, self.sharding, self._cache.entries if self._cache else {})
         objective = self._objective(devices[0].platform)
+        # After all that may be refused: it starts threads.
+        self.checkpoints = Checkpoints(config.checkpoint)
         if config.training.compilation_cache:
             keep_compiled_programs(config.checkpoint.directory.parent / "compiled")
         self._train_step = make_train_step(config, self.sharding, objective)

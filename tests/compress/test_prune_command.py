@@ -1,6 +1,7 @@
 """tools/prune.py as a user runs it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from reference_models import (
     train_tiny_tokenizer,
     transformers_logits,
 )
+from safetensors.numpy import load_file, save_file
 
 prune = load_tool("prune").main
 TARGET = "num_layers=3,hidden_size=24,intermediate_size=40,num_heads=2,num_kv_heads=1"
@@ -117,7 +119,7 @@ def test_the_place_of_the_result_and_of_the_report_is_checked_first(model, tmp_p
     assert "--out: name the folder to write, or give --search" in said
     report = tmp_path / "out/report.json"
     said = failure(capsys, prune, *options, "--out", tmp_path / "out", "--report", report)
-    assert f"--report {report}: lies inside of --out" in said
+    assert f"--report {report}: lies inside of {tmp_path / 'out'}" in said
     (tmp_path / "out").mkdir()
     (tmp_path / "out/notes.txt").write_text("mine")
     said = failure(capsys, prune, *options, "--out", tmp_path / "out")
@@ -141,7 +143,58 @@ def test_what_cannot_be_cut_is_explained(model, tmp_path, capsys, options, messa
 
 
 def test_text_that_is_too_short_is_explained(model, tmp_path, capsys):
-    folder, text = model
-    options = ["--model", folder, "--out", tmp_path / "out", "--calibration", text]
-    said = failure(capsys, prune, *options, "--target", "num_layers=3", "--length", "4096")
-    assert "on 8 devices need at least 32768" in said
+    text = tmp_path / "text.txt"
+    text.write_text("cash and credit")
+    options = ["--model", model[0], "--out", tmp_path / "out", "--calibration", text]
+    said = failure(capsys, prune, *options, "--target", "num_layers=3", "--length", "64")
+    assert "on 8 devices need at least 512" in said
+
+
+def _changed(model, folder, change):
+    """A copy of the model with some weights changed, and the text."""
+    shutil.copytree(model[0], folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder, model[1]
+
+
+def test_a_gain_of_zero_stays_a_number(model, tmp_path):
+    name = "model.layers.1.input_layernorm.weight"
+
+    def silence(weights):
+        weights[name][3] = 0
+
+    folder, text = _changed(model, tmp_path / "in", silence)
+    options = ["--model", folder, "--calibration", text, "--samples", 16, "--length", 16]
+    assert not exit_code(prune, *options, "--drop-layers", "3", "--out", tmp_path / "depth")
+    before, after = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "depth"))
+    np.testing.assert_array_equal(after[name], before[name])  # no channel went, so none is scaled
+    assert not exit_code(prune, *options, "--target", TARGET, "--out", tmp_path / "width")
+    for values in load_file(tmp_path / "width" / "model.safetensors").values():
+        assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("method", ["activation", "magnitude"])
+def test_a_model_with_a_weight_that_is_no_number_is_refused(model, tmp_path, capsys, method):
+    def spoil(weights):
+        weights["model.layers.2.mlp.down_proj.weight"][0, 0] = np.nan
+
+    folder, text = _changed(model, tmp_path / "in", spoil)
+    options = ["--model", folder, "--calibration", text, "--samples", 16, "--length", 16]
+    options += ["--method", method, "--target", TARGET, "--out", tmp_path / "out"]
+    assert exit_code(prune, *options) == 1
+    assert "has weights that are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_is_never_replaced_by_its_own_part(model, tmp_path, capsys):
+    folder, _ = _changed(model, tmp_path / "in", lambda weights: None)
+    options = ["--model", folder, "--out", folder, "--overwrite", "--method", "random"]
+    assert "is the model itself" in failure(capsys, prune, *options, "--drop-layers", "1")
+
+
+def test_longer_text_than_the_model_is_meant_for_is_refused(model, tmp_path, capsys):
+    options = ["--model", model[0], "--calibration", model[1], "--length", 65, "--samples", 8]
+    message = failure(capsys, prune, *options, "--out", tmp_path / "out", "--target", TARGET)
+    assert "is meant for 64 tokens" in message

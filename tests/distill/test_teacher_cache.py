@@ -5,10 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+from command_lines import exit_code, load_tool
 from reference_models import our_logits, random_llama, save
 from runs import run_config
 
-from dongwu_jax.config import ModelConfig
+from dongwu_jax.config import ModelConfig, dump_config
 from dongwu_jax.data.datasets import build_dataset
 from dongwu_jax.data.teacher_cache import IDS, LOG_PROBABILITIES, TeacherCache
 from dongwu_jax.distill.teacher_cache_job import Caching, write_cache
@@ -88,6 +89,7 @@ def test_a_stopped_writer_goes_on(teacher, tmp_path):
     shutil.copytree(whole, part)
     (part / "teacher.json").rename(part / "teacher.incomplete.json")
     (part / "ids-00001.npy").unlink()
+    truncate(part / "log_probabilities-00000.npy")  # by a full disk
     (part / "ids-00002.tmp").write_bytes(b"half")
     with pytest.raises(UserError, match="it is incomplete: run the same command again"):
         TeacherCache(part)
@@ -105,8 +107,43 @@ def test_another_run_s_cache_is_refused(teacher, tmp_path):
     longer = run_config(tmp_path, training={"duration": 4, "global_batch_size": BATCH}, **cached)
     with pytest.raises(UserError, match="it has 48 samples, the run needs 64"):
         Trainer(longer)
-    with pytest.raises(UserError, match="was begun with top_k=4, now it is 5|complete cache"):
+    assert not (tmp_path / "run" / "checkpoints").exists()  # refused before anything was begun
+
+
+def test_a_begun_cache_takes_no_parts_of_another_kind(teacher, tmp_path):
+    cache = cache_of(tmp_path, teacher, top_k=4)
+    with pytest.raises(UserError, match="is a complete cache already"):
+        write_cache(Caching(run_of(tmp_path), teacher, cache, 4, 20, "float32", 1))
+    (cache / "teacher.json").rename(cache / "teacher.incomplete.json")
+    with pytest.raises(UserError, match="was begun with top_k=4, now it is 5"):
         write_cache(Caching(run_of(tmp_path), teacher, cache, 5, 20, "float32", 1))
+    with pytest.raises(UserError, match="was begun with dtype='float32', now it is 'bfloat16'"):
+        write_cache(Caching(run_of(tmp_path), teacher, cache, 4, 20, "bfloat16", 1))
+    other = tmp_path / "other"
+    shutil.copytree(teacher, other)
+    write_cache(Caching(run_of(tmp_path), other, cache, 4, 20, "float32", 1))  # the same, elsewhere
+    (cache / "teacher.json").rename(cache / "teacher.incomplete.json")
+    weights = other / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
+    with pytest.raises(UserError, match="was begun with teacher_content="):
+        write_cache(Caching(run_of(tmp_path), other, cache, 4, 20, "float32", 1))
+
+
+def test_longer_samples_than_the_teacher_is_meant_for_are_refused(teacher, tmp_path):
+    longer = {"model": {"max_position_embeddings": 128}, "data": {"sequence_length": 128}}
+    with pytest.raises(UserError, match="is meant for 64 tokens, data.sequence_length is 128"):
+        cache_of(tmp_path, teacher, top_k=4, **longer)
+
+
+def test_the_command_writes_what_a_run_reads(teacher, tmp_path, capsys):
+    config = run_of(tmp_path)
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    arguments = ["--config", tmp_path / "run.yaml", "--teacher", teacher, "--out", tmp_path / "c"]
+    command = load_tool("cache_teacher").main
+    assert exit_code(command, *map(str, arguments), "--top-k", "4", "data.seed=9") == 0
+    assert "48 samples of 32 tokens" in capsys.readouterr().out
+    cached = {"distillation": {"cache": str(tmp_path / "c")}, "data": {"seed": 9}}
+    Trainer(run_of(tmp_path, **cached)).run(stop_after=1)
 
 
 DAMAGE = {
@@ -130,11 +167,20 @@ def test_damage_is_named(kind, teacher, tmp_path):
         TeacherCache(cache)
 
 
-@pytest.mark.parametrize("name", ["ids", "log_probabilities"])
-def test_values_that_no_teacher_says_are_refused(name, teacher, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ids", 60_000),
+        ("ids", 0),
+        ("log_probabilities", np.nan),
+        ("log_probabilities", -np.inf),
+        ("log_probabilities", 0),
+    ],
+)
+def test_values_that_no_teacher_says_are_refused(name, value, teacher, tmp_path):
     cache = cache_of(tmp_path, teacher, top_k=4)
     values = np.load(cache / f"{name}-00000.npy")
-    values[3] = 60_000 if name == "ids" else np.nan
+    values[3] = value
     np.save(cache / f"{name}-00000.npy", values)
     found = TeacherCache(cache)
     found.read(2)

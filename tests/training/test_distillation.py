@@ -11,6 +11,7 @@ from runs import run_config
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
+from dongwu_jax.interop.teacher import resolve_teacher
 from dongwu_jax.models.attention import causal_attention
 from dongwu_jax.models.parameters import bind, initial_parameters
 from dongwu_jax.parallel.layout import make_sharding, teacher_sharding
@@ -213,6 +214,25 @@ def test_impossible_layouts_of_a_teacher_are_refused(rules, message, tmp_path):
 def test_settings_that_contradict_each_other_are_refused(settings, message, tmp_path):
     with pytest.raises(UserError, match=message):
         run_config(tmp_path, distillation=settings)
+
+
+def test_heads_of_a_teacher_that_do_not_divide_are_named(tmp_path):
+    config = run_config(tmp_path, mesh={"tensor": 8}, model={"num_heads": 8, "num_kv_heads": 8})
+    with pytest.raises(UserError, match="teacher: its kv_heads=4.*sharding_rules={kv_heads: null}"):
+        teacher_sharding(config, make_sharding(config, jax.devices()), TEACHER)
+
+
+def test_a_forgotten_teacher_is_noticed(tmp_path, caplog):
+    resolve_teacher(run_config(tmp_path, distillation={"weight": 0.5}))
+    assert "distillation.weight=0.5: neither teacher nor cache is set" in caplog.text
+    with pytest.raises(UserError, match="hidden_weight=0.5 needs distillation.teacher"):
+        run_config(tmp_path, distillation={"hidden_weight": 0.5})
+
+
+def test_going_on_without_the_teacher_is_said(tmp_path, caplog):
+    trainer_of(tmp_path).run(stop_after=1)
+    Trainer(run_config(tmp_path, training={"micro_batch_size": 1})).run(stop_after=1)
+    assert "distillation has changed: teacher was a/teacher and is None" in caplog.text
 
 
 def test_flops_include_the_teacher_s_forward_pass(tmp_path):
