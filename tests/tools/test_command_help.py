@@ -27,6 +27,7 @@ COMMANDS = {
             "prune",
             "cache_teacher",
             "synthesize",
+            "build_corpus",
         )
     },
 }
