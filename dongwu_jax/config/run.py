@@ -76,6 +76,7 @@ class RunConfig(Section):
             )
         self._check_schedule()
         self._check_precision()
+        self._check_chat()
         if self.distillation.hidden_weight and training.continue_from is not None:
             raise ValueError(
                 f"distillation.hidden_weight={self.distillation.hidden_weight}: a Megatron run "
@@ -87,6 +88,23 @@ class RunConfig(Section):
                 f"training.duration={training.duration} is shorter than one step; lengthen it"
             )
         return self
+
+    def _check_chat(self) -> None:
+        """Packed conversations need a mask that not every layout knows."""
+        if self.data.format != "chat":
+            return
+        for setting, value, only in (
+            ("data.order", self.data.order, "epoch"),
+            ("mesh.pipe", self.mesh.pipe, 1),
+            ("mesh.context", self.mesh.context, 1),
+            ("data.eod_mask_loss", self.data.eod_mask_loss, False),
+            ("distillation.cache", self.distillation.cache, None),
+        ):
+            if value != only:
+                raise ValueError(
+                    f"{setting}={value} with data.format=chat: conversations are packed, which it "
+                    f"does not know; leave it at {only}"
+                )
 
     def _check_precision(self) -> None:
         """8-bit products work on bfloat16, and blocks differ only where they are apart."""

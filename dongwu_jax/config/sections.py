@@ -181,6 +181,15 @@ class DataConfig(Section):
     split: str = Field(
         "99,1,0", description="shares of train, validation and test within each dataset of `blend`"
     )
+    format: Literal["text", "chat"] = Field(
+        "text",
+        description="text: documents joined and cut into samples; chat: conversations from "
+        "tools/preprocess_chat.py, whole ones packed into sequences and kept apart, loss on the "
+        "answers only",
+    )
+    too_long: Literal["drop", "truncate"] = Field(
+        "drop", description="with format=chat: what becomes of a longer one than sequence_length"
+    )
     order: Literal["epoch", "megatron"] = Field(
         "epoch",
         description="epoch: an order that never changes when a run is extended; "

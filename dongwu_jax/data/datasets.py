@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from dongwu_jax.config.sections import BlendEntry, DataConfig
 from dongwu_jax.data.blending import BlendIndexes, blend_weights, build_blend
+from dongwu_jax.data.chat_dataset import ChatDataset
 from dongwu_jax.data.epoch_sampling import EpochOrder
 from dongwu_jax.data.fingerprint import content_hash
 from dongwu_jax.data.gpt_dataset import (
@@ -94,7 +95,8 @@ def build_dataset(
                 f"data.seed={config.seed}: order megatron takes seeds up to {_MAX_MEGATRON_SEED}"
             )
         return _in_megatron_order(members, weights, num_samples)
-    datasets = [member.in_epoch_order() for member in members]
+    make = _Member.of_conversations if config.format == "chat" else _Member.in_epoch_order
+    datasets: list[SampleSource] = [make(member) for member in members]
     if len(datasets) == 1:
         return datasets[0]
     assert weights is not None  # only megatron order knows datasets without weights
@@ -181,6 +183,22 @@ class _Member:
             )
         return self._with_order(order)
 
+    def of_conversations(self) -> ChatDataset:
+        """Packed conversations, without end.
+
+        Raises:
+            UserError: none fits, or their marks are missing or another dataset's.
+        """
+        config = self._config
+        return ChatDataset(
+            self._dataset,
+            self._sequences,
+            config.sequence_length,
+            config.seed,
+            config.too_long == "truncate",
+            self._vocab_size,
+        )
+
     def in_megatron_order(self, num_samples: int | None) -> GPTDataset:
         """At least `num_samples` samples of this dataset; None: one epoch."""
         config, tokens = self._config, self._count_tokens()
@@ -233,7 +251,7 @@ def _needed_range(dataset: IndexedDataset, split: Split, shares: str) -> range:
 
 
 def _blend(
-    members: list[_Member], datasets: list[GPTDataset], weights: ArrayLike, num_samples: int
+    members: list[_Member], datasets: Sequence[SampleSource], weights: ArrayLike, num_samples: int
 ) -> BlendedDataset:
     """Interleave datasets by weight."""
     shares = np.asarray(weights, dtype=np.float64)

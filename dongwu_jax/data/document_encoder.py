@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -47,6 +47,34 @@ class EncodingSettings:
     split_sentences: bool = False
     keep_newlines: bool = False
 
+    @property
+    def dataset_names(self) -> list[str]:
+        """What follows the output prefix in the names of the datasets.
+
+        Raises:
+            UserError: a key cannot be part of a file's name.
+        """
+        level = "sentence" if self.split_sentences else "document"
+        for key in self.json_keys:
+            if self.json_keys.count(key) > 1 or not key or "/" in key:
+                raise UserError(f"--json-keys: {key!r} is empty, given twice, or holds a slash")
+        return [f"{key}_{level}" for key in self.json_keys]
+
+    @property
+    def tokenizer_sources(self) -> list[Path]:
+        """The files that decide how the tokenizer works."""
+        if self.tokenizer_type == "HuggingFaceTokenizer":
+            return tokenizer_files(hugging_face_file(self.tokenizer_model))
+        return [sentencepiece_file(self.tokenizer_model)]
+
+    def encoder(self) -> "DocumentEncoder":
+        """What encodes so.
+
+        Raises:
+            UserError: the tokenizer cannot be read, or lacks a token that is asked for.
+        """
+        return DocumentEncoder(self)
+
 
 @dataclass(frozen=True)
 class EncodedDocuments:
@@ -71,11 +99,41 @@ class EncodedBlock:
     bad_lines: list[str] = field(default_factory=list)
 
 
+class BlockEncoder(Protocol):
+    """Turns blocks of lines into documents of one or several datasets.
+
+    Attributes:
+        dtypes: of each dataset.
+    """
+
+    dtypes: list[np.dtype]
+
+    def encode_block(self, block: LineBlock, skip_bad_lines: bool) -> EncodedBlock:
+        """Encode all lines that are not blank.
+
+        Raises:
+            UserError: naming file and line of a bad one, unless those are skipped.
+        """
+        ...
+
+
+class PreprocessSettings(Protocol):
+    """All that decides the output, a dataclass; see `EncodingSettings`."""
+
+    @property
+    def tokenizer_model(self) -> Path: ...
+    @property
+    def dataset_names(self) -> list[str]: ...
+    @property
+    def tokenizer_sources(self) -> list[Path]: ...
+    def encoder(self) -> BlockEncoder: ...
+
+
 class DocumentEncoder:
     """Encodes blocks of JSON lines.
 
     Attributes:
-        dtype: of the tokens it gives.
+        dtypes: of what it gives for each key.
 
     Raises:
         UserError: the tokenizer cannot be read, or lacks a token that the settings ask for.
@@ -85,7 +143,8 @@ class DocumentEncoder:
         self._settings = settings
         tokenizer = _load(settings)
         self._tokenizer = tokenizer
-        self.dtype = token_dtype(tokenizer.vocab_size)
+        self._dtype = token_dtype(tokenizer.vocab_size)
+        self.dtypes = [self._dtype] * len(settings.json_keys)
         self._bos_policy = settings.bos or _default_bos(settings, tokenizer)
         self._bos = self._eod = -1
         if self._bos_policy != "none":
@@ -191,17 +250,10 @@ class DocumentEncoder:
         if wanted.any():
             tokens = np.insert(tokens, places[wanted], values[wanted])
         return EncodedDocuments(
-            tokens.astype(self.dtype),
+            tokens.astype(self._dtype),
             lengths + with_bos + with_eod,
             np.bincount(document_of, minlength=documents),
         )
-
-
-def tokenizer_sources(settings: EncodingSettings) -> list[Path]:
-    """The files that decide how the tokenizer of these settings works."""
-    if settings.tokenizer_type == "HuggingFaceTokenizer":
-        return tokenizer_files(hugging_face_file(settings.tokenizer_model))
-    return [sentencepiece_file(settings.tokenizer_model)]
 
 
 def _load(settings: EncodingSettings) -> SentencePieceTokenizer | HuggingFaceTokenizer:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dongwu_jax.config.sections import DataConfig
 from dongwu_jax.data.blending import blend_weights
+from dongwu_jax.data.chat_samples import marks_prefix
 from dongwu_jax.data.indexed_dataset import IndexedDataset, bin_path, idx_path
 from dongwu_jax.errors import UserError
 
@@ -73,27 +74,33 @@ def fingerprint(config: DataConfig, train_samples: int) -> Fingerprint:
         UserError: a dataset is missing or damaged.
     """
     weights = blend_weights(config.blend, config.order)
+    chat = config.format == "chat"
     shares = [None] * len(config.blend) if weights is None else weights.tolist()
     return {
+        # Before there was a choice, nothing was written.
+        **({"format": "chat", "too_long": config.too_long} if chat else {}),
         "order": config.order,
         "sequence_length": config.sequence_length,
         "seed": config.seed,
         "split": config.split if config.validation_blend is None else "whole",
         "train_samples": train_samples if config.order == "megatron" else None,
         "blend": [
-            _describe(IndexedDataset(entry.prefix), share)
+            _describe(IndexedDataset(entry.prefix), share, chat)
             for entry, share in zip(config.blend, shares, strict=True)
         ],
     }
 
 
-def _describe(dataset: IndexedDataset, share: float | None) -> dict[str, Any]:
+def _describe(dataset: IndexedDataset, share: float | None, chat: bool) -> dict[str, Any]:
+    content = content_hash(dataset.prefix)
+    if chat:
+        content += content_hash(marks_prefix(dataset.prefix))
     return {
         "name": dataset.prefix.name,
         "weight": share,
         "sequences": len(dataset),
         "tokens": dataset.num_tokens,
-        "content": content_hash(dataset.prefix),
+        "content": content,
     }
 
 
@@ -101,7 +108,7 @@ def compare_fingerprints(saved: Fingerprint, current: Fingerprint) -> list[str]:
     """What differs, one readable sentence each; empty when the data order is the same."""
     differences = [
         f"data.{name} was {saved.get(name)!r} and is {current.get(name)!r}"
-        for name in ("order", "sequence_length", "seed", "split")
+        for name in ("format", "too_long", "order", "sequence_length", "seed", "split")
         if saved.get(name) != current.get(name)
     ]
     before, now = saved.get("train_samples"), current.get("train_samples")

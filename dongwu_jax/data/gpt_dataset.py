@@ -17,8 +17,8 @@ class SampleSource(Protocol):
     def __len__(self) -> int:
         """Number of samples."""
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Sample `index`: int32 [sequence_length + 1]."""
+    def __getitem__(self, index: int) -> np.ndarray | dict[str, np.ndarray]:
+        """Sample `index`: int32 [sequence_length + 1], or a row of a batch by name."""
 
 
 class SampleOrder(Protocol):
@@ -108,8 +108,8 @@ class BlendedDataset:
     def __len__(self) -> int:
         return len(self._indexes.dataset_index)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Read sample `index`: int32 [sequence_length + 1].
+    def __getitem__(self, index: int) -> np.ndarray | dict[str, np.ndarray]:
+        """Read sample `index`, as its dataset gives it.
 
         Raises:
             IndexError: there is no such sample.

@@ -27,6 +27,8 @@ class BatchLoader:
         labels: int32, the token that follows each input token.
         loss_mask: float32, 1 where the loss counts. With `eod_mask_loss` it is 0 where the input
             is the end-of-document token: predicting that token is trained, what follows is not.
+        segments, positions: int32, of packed conversations: which one, from 1, and 0 for padding;
+            and the number of a token within it.
         what a teacher's cache holds of these samples, if there is one.
 
     For evaluation use a loader of its own, whose steps count validation batches.
@@ -132,22 +134,20 @@ class _BatchSource:
     def __getitem__(self, step: int) -> Batch:
         first = int(step) * self._global_batch_size
         numbers = [first + offset for offset in self._offsets.ravel().tolist()]
-        windows = self._stacked([self._dataset[number] for number in numbers])
-        tokens = np.ascontiguousarray(windows[..., :-1])
-        if self._masked_token is None:
-            loss_mask = np.ones(tokens.shape, dtype=np.float32)
-        else:
+        samples = [self._sample(number) for number in numbers]
+        return {name: self._stacked([sample[name] for sample in samples]) for name in samples[0]}
+
+    def _sample(self, number: int) -> Batch:
+        """The arrays of one row of a batch."""
+        sample = self._dataset[number]
+        if isinstance(sample, dict):  # a row of conversations, which knows what is trained
+            return sample
+        tokens = sample[:-1]
+        loss_mask = np.ones(tokens.shape, dtype=np.float32)
+        if self._masked_token is not None:
             loss_mask = (tokens != self._masked_token).astype(np.float32)
-        batch = {
-            "tokens": tokens,
-            "labels": np.ascontiguousarray(windows[..., 1:]),
-            "loss_mask": loss_mask,
-        }
-        if self._cache is not None:
-            entries = [self._cache.read(number) for number in numbers]
-            for name in self._cache.entries:
-                batch[name] = self._stacked([entry[name] for entry in entries])
-        return batch
+        row = {"tokens": tokens, "labels": sample[1:], "loss_mask": loss_mask}
+        return row if self._cache is None else row | self._cache.read(number)
 
     def _stacked(self, samples: list[np.ndarray]) -> np.ndarray:
         """[accumulation, rows, ...] of what each sample has."""

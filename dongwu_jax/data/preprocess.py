@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from dongwu_jax.data.document_encoder import DocumentEncoder, EncodedBlock, EncodingSettings
+from dongwu_jax.data.document_encoder import BlockEncoder, EncodedBlock, PreprocessSettings
 from dongwu_jax.data.indexed_dataset import bin_path, idx_path
 from dongwu_jax.data.indexed_dataset_writer import IndexedDatasetWriter
 from dongwu_jax.data.jsonl import LineBlock, read_blocks
@@ -65,7 +65,7 @@ class _Encoded(NamedTuple):
 
 
 def preprocess(
-    settings: EncodingSettings,
+    settings: PreprocessSettings,
     inputs: Sequence[Path],
     output_prefix: Path,
     workers: int = 1,
@@ -74,13 +74,13 @@ def preprocess(
     log_interval: int = 1000,
     checkpoint_seconds: float = 20.0,
 ) -> PreprocessSummary:
-    """Encode files of JSON lines into `{output_prefix}_{key}_{document or sentence}`.
+    """Encode files of JSON lines into `{output_prefix}_{name}` for each of the dataset names.
 
     Documents keep the order of the inputs, whatever the number of workers. A run that was
     killed goes on where it stood when it is started again with the same settings and inputs.
 
     Args:
-        settings: how documents become tokens.
+        settings: how lines become tokens.
         inputs: `.jsonl`, `.jsonl.gz` or `.jsonl.zst` files.
         output_prefix: start of the names of the datasets.
         workers: processes that encode, at most; small inputs use fewer.
@@ -92,7 +92,7 @@ def preprocess(
     Raises:
         UserError: inputs, tokenizer or outputs are not as they must be.
     """
-    encoder = DocumentEncoder(settings)
+    encoder = settings.encoder()
     prefixes = _output_prefixes(settings, output_prefix, overwrite)
     identity = run_identity(settings, inputs)
     state_file = state_path(output_prefix)
@@ -102,11 +102,9 @@ def preprocess(
     with contextlib.ExitStack() as stack:
         writers = [
             stack.enter_context(
-                IndexedDatasetWriter(
-                    p, encoder.dtype, continue_from=state.written[i] if state else None
-                )
+                IndexedDatasetWriter(p, dtype, continue_from=state.written[i] if state else None)
             )
-            for i, p in enumerate(prefixes)
+            for i, (p, dtype) in enumerate(zip(prefixes, encoder.dtypes, strict=True))
         ]
         job = _Job(inputs, writers, state, functools.partial(save_state, state_file, identity))
         job.run(encoder, workers, skip_bad_lines, log_interval, checkpoint_seconds)
@@ -133,7 +131,7 @@ class _Job:
 
     def run(
         self,
-        encoder: DocumentEncoder,
+        encoder: BlockEncoder,
         workers: int,
         skip_bad_lines: bool,
         log_interval: int,
@@ -195,7 +193,7 @@ class _Job:
             self._save(PreprocessState(*self._reached, self.bad_lines, positions))
 
 
-def _make_work(encoder: DocumentEncoder, skip_bad_lines: bool) -> Callable[[_Source], _Encoded]:
+def _make_work(encoder: BlockEncoder, skip_bad_lines: bool) -> Callable[[_Source], _Encoded]:
     def work(source: _Source) -> _Encoded:
         block = source.block
         documents = encoder.encode_block(block, skip_bad_lines)
@@ -205,13 +203,8 @@ def _make_work(encoder: DocumentEncoder, skip_bad_lines: bool) -> Callable[[_Sou
     return work
 
 
-def _output_prefixes(settings: EncodingSettings, prefix: Path, overwrite: bool) -> list[Path]:
-    level = "sentence" if settings.split_sentences else "document"
-    keys = settings.json_keys
-    for key in keys:
-        if keys.count(key) > 1 or not key or "/" in key:
-            raise UserError(f"--json-keys: {key!r} is empty, given twice, or holds a slash")
-    prefixes = [Path(f"{prefix}_{key}_{level}") for key in keys]
+def _output_prefixes(settings: PreprocessSettings, prefix: Path, overwrite: bool) -> list[Path]:
+    prefixes = [Path(f"{prefix}_{name}") for name in settings.dataset_names]
     for file in [path(p) for p in prefixes for path in (bin_path, idx_path)]:
         if file.exists() and not overwrite:
             raise UserError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dongwu_jax.data.document_encoder import EncodingSettings, tokenizer_sources
+from dongwu_jax.data.document_encoder import PreprocessSettings
 from dongwu_jax.data.indexed_dataset_writer import WriterPosition
 
 _FORMAT = 1
@@ -34,13 +34,13 @@ class PreprocessState:
     written: list[WriterPosition]
 
 
-def run_identity(settings: EncodingSettings, inputs: Sequence[Path]) -> dict[str, Any]:
+def run_identity(settings: PreprocessSettings, inputs: Sequence[Path]) -> dict[str, Any]:
     """What must be the same for a run to be continued: settings, tokenizer and inputs."""
     files = [(str(path), path.stat()) for path in inputs]
     tokenizer = hashlib.sha256()
-    for path in tokenizer_sources(settings):
+    for path in settings.tokenizer_sources:
         tokenizer.update(path.read_bytes())
-    identity = dataclasses.asdict(settings) | {
+    identity = dataclasses.asdict(settings) | {  # type: ignore[call-overload]
         "tokenizer_model": tokenizer.hexdigest(),
         "inputs": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files],
     }

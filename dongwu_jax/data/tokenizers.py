@@ -111,6 +111,11 @@ class HuggingFaceTokenizer:
         """Token ids of a text, without the special tokens of the post-processor."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode`, and of each token the characters where it begins and ends."""
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoded.ids, encoded.offsets
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; special tokens are left out."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)

@@ -58,6 +58,11 @@ def write_cache(job: Caching) -> None:
             f"--top-k {job.top_k}: the vocabulary has {config.model.vocab_size} tokens; 16 to 64 "
             "hold nearly all of the probability"
         )
+    if config.data.format != "text":
+        raise UserError(
+            f"data.format={config.data.format}: a cache is of samples of text; set "
+            "distillation.teacher instead"
+        )
     source = open_source(job.teacher)
     check_teacher(source, job.teacher, config)
     source.close()
@@ -106,9 +111,14 @@ def _batches(dataset: SampleSource, samples: range, rows: int) -> Iterator[tuple
     """int32 [rows, length] inputs, the last filled up; and how many of the rows are samples."""
     for first in range(samples.start, samples.stop, rows):
         numbers = range(first, min(first + rows, samples.stop))
-        inputs = np.stack([dataset[number][:-1] for number in numbers])
+        inputs = np.stack([_inputs(dataset[number]) for number in numbers])
         padding = rows - len(numbers)
         yield np.pad(inputs, ((0, padding), (0, 0))), len(numbers)
+
+
+def _inputs(sample: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+    assert isinstance(sample, np.ndarray)  # data.format=text
+    return sample[:-1]
 
 
 def _likeliest(

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,11 @@ logger = logging.getLogger(__name__)
 
 
 def choose_attention(
-    requested: Literal["auto", "cudnn", "xla"], config: ModelConfig, dtype: str, platform: str
+    requested: Literal["auto", "cudnn", "xla"],
+    config: ModelConfig,
+    dtype: str,
+    platform: str,
+    packed: bool = False,
 ) -> Implementation:
     """Resolve `precision.attention` to "cudnn" or "xla".
 
@@ -32,11 +36,14 @@ def choose_attention(
         requested: "auto", "cudnn" or "xla".
         dtype: compute dtype by name.
         platform: "cpu" or "gpu".
+        packed: whether several samples share a sequence and must not see each other.
 
     Raises:
         UserError: cudnn was asked for by name and cannot run here; the message says why.
     """
     obstacle = _cudnn_obstacle(config, dtype, platform)
+    if packed and not obstacle:
+        obstacle = "samples that share a sequence are kept apart by xla alone"
     if requested == "cudnn" and obstacle:
         raise UserError(f"precision.attention=cudnn: {obstacle}; use auto or xla")
     if requested != "auto":
@@ -74,6 +81,7 @@ def causal_attention(
     value: jax.Array,
     implementation: Implementation,
     ring: str | None = None,
+    segments: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention of each position over itself and those before it, scaled by head_dim^-0.5.
 
@@ -84,6 +92,8 @@ def causal_attention(
         key, value: [batch, length, kv_heads, head_dim].
         implementation: "cudnn" or "xla".
         ring: mesh axis that splits the sequences in zigzag order; None: they are whole.
+        segments: int32 [batch, length]; positions see those of their own segment. None: all one.
+            With "xla" and whole sequences only.
 
     Returns:
         [batch, length, heads, head_dim] in the dtype of `query`.
@@ -96,60 +106,75 @@ def causal_attention(
     ):
         # Too few to be split as the query heads are: each query head gets its own.
         key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
-    return _attention(query, key, value, implementation, ring)
+    return _attention(query, key, value, segments, implementation, ring)
 
 
 # A custom VJP, so that a remat policy can keep the kernel's own residuals by the name "attention":
 # naming the output outside would still run the kernel's forward again in the backward pass.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
+    segments: jax.Array | None,
     implementation: Implementation,
     ring: str | None,
 ) -> jax.Array:
-    return _forward(query, key, value, implementation, ring)[0]
+    return _forward(query, key, value, segments, implementation, ring)[0]
 
 
 _QUERY = ("batch", "attention_length", "attention_heads", "head_dim")
 _KEY = ("batch", "attention_length", "attention_kv_heads", "head_dim")
 _NORMALIZER = ("batch", "attention_heads", "attention_length")
+_SEGMENTS = ("batch", "attention_length")
 
-_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]
 
 
 def _forward(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
+    segments: jax.Array | None,
     implementation: Implementation,
     ring: str | None,
 ) -> tuple[jax.Array, _Residuals]:
-    if ring is None:
-        kernel = functools.partial(attention_forward, causal=True, implementation=implementation)
-    else:
-        kernel = functools.partial(
-            ring_attention_forward, axis_name=ring, implementation=implementation
-        )
+    def kernel(query: jax.Array, key: jax.Array, value: jax.Array, *apart: jax.Array) -> Any:
+        if ring is not None:
+            return ring_attention_forward(query, key, value, ring, implementation)
+        return attention_forward(query, key, value, True, implementation, *apart)
+
     for x, axes in ((query, _QUERY), (key, _KEY), (value, _KEY)):
         record("attention kernel", x, axes)
-    run = per_device(kernel, [_QUERY, _KEY, _KEY], [_QUERY, _NORMALIZER])
-    output, log_normalizer = (checkpoint_name(x, "attention") for x in run(query, key, value))
-    return output, (query, key, value, output, log_normalizer)
+    apart, apart_axes = ([], []) if segments is None else ([segments], [_SEGMENTS])
+    run = per_device(kernel, [_QUERY, _KEY, _KEY, *apart_axes], [_QUERY, _NORMALIZER])
+    outputs = run(query, key, value, *apart)
+    output, log_normalizer = (checkpoint_name(x, "attention") for x in outputs)
+    return output, (query, key, value, output, log_normalizer, segments)
 
 
 def _backward(
     implementation: Implementation, ring: str | None, residuals: _Residuals, gradient: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    if ring is None:
-        kernel = functools.partial(attention_backward, causal=True, implementation=implementation)
-    else:
-        kernel = functools.partial(
-            ring_attention_backward, axis_name=ring, implementation=implementation
-        )
-    in_axes = [_QUERY, _KEY, _KEY, _QUERY, _NORMALIZER, _QUERY]
-    return per_device(kernel, in_axes, [_QUERY, _KEY, _KEY])(*residuals, gradient)
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    def kernel(
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        output: jax.Array,
+        log_normalizer: jax.Array,
+        gradient: jax.Array,
+        *apart: jax.Array,
+    ) -> Any:
+        given = query, key, value, output, log_normalizer, gradient
+        if ring is not None:
+            return ring_attention_backward(*given, ring, implementation)
+        return attention_backward(*given, True, implementation, *apart)
+
+    *kept, segments = residuals
+    apart, apart_axes = ([], []) if segments is None else ([segments], [_SEGMENTS])
+    in_axes = [_QUERY, _KEY, _KEY, _QUERY, _NORMALIZER, _QUERY, *apart_axes]
+    run = per_device(kernel, in_axes, [_QUERY, _KEY, _KEY])
+    return (*run(*kept, gradient, *apart), None)
 
 
 _attention.defvjp(_forward, _backward)

@@ -17,7 +17,12 @@ Implementation = Literal["cudnn", "xla"]
 
 
 def attention_forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, implementation: Implementation
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    causal: bool,
+    implementation: Implementation,
+    segments: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of every query over these keys, scaled by head_dim^-0.5.
 
@@ -28,6 +33,8 @@ def attention_forward(
         key, value: [batch, key_length, kv_heads, head_dim].
         causal: query i sees keys 0 to i; needs key_length == length.
         implementation: "cudnn" (bfloat16 on a GPU) or "xla".
+        segments: int32 [batch, length]; a query sees only keys of its own segment. None: all one.
+            With "xla" and causal only.
 
     Returns:
         The output [batch, length, heads, head_dim] in the dtype of `query`, and the log normalizer
@@ -39,8 +46,9 @@ def attention_forward(
     """
     _check_shapes(query, key, value, causal)
     if implementation == "cudnn":
+        assert segments is None
         return _cudnn_forward(query, key, value, causal)
-    scores = _scores(query, key, causal)
+    scores = _scores(query, key, causal, segments)
     log_normalizer = jax.nn.logsumexp(scores, axis=-1)
     weights = jnp.exp(scores - log_normalizer[..., None]).astype(value.dtype)
     output = jnp.einsum("bkgts,bskh->btkgh", weights, value, preferred_element_type=jnp.float32)
@@ -60,6 +68,7 @@ def attention_backward(
     gradient: jax.Array,
     causal: bool,
     implementation: Implementation,
+    segments: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The part of the gradients that goes through these keys.
 
@@ -68,7 +77,7 @@ def attention_backward(
     else is needed from other keys, so the parts over disjoint sets of keys add up.
 
     Args:
-        query, key, value, causal, implementation: as in `attention_forward`.
+        query, key, value, causal, implementation, segments: as in `attention_forward`.
         output: [batch, length, heads, head_dim] over all keys of the whole attention.
         log_normalizer: float32 [batch, heads, length] over the same keys.
         gradient: of the loss with respect to `output`, same shape.
@@ -82,13 +91,14 @@ def attention_backward(
     _check_shapes(query, key, value, causal)
     gradient = gradient.astype(output.dtype)
     if implementation == "cudnn":
+        assert segments is None
         return _cudnn_backward(query, key, value, output, log_normalizer, gradient, causal)
     groups = (key.shape[2], query.shape[2] // key.shape[2])
     grouped_query, grouped_gradient = _group(query, groups), _group(gradient, groups)
     dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     normalizer = log_normalizer.reshape(query.shape[0], *groups, query.shape[1], 1)
-    weights = jnp.exp(_scores(query, key, causal) - normalizer)
+    weights = jnp.exp(_scores(query, key, causal, segments) - normalizer)
     inner = dot("btkgh,btkgh->bkgt", grouped_gradient, _group(output, groups))[..., None]
     of_weights = dot("btkgh,bskh->bkgts", grouped_gradient, value)
     of_scores = (weights * (of_weights - inner) * _scale(query)).astype(query.dtype)
@@ -124,7 +134,9 @@ def _group(array: jax.Array, groups: tuple[int, int]) -> jax.Array:
     return array.reshape(batch, length, *groups, head_dim)
 
 
-def _scores(query: jax.Array, key: jax.Array, causal: bool) -> jax.Array:
+def _scores(
+    query: jax.Array, key: jax.Array, causal: bool, segments: jax.Array | None
+) -> jax.Array:
     """Scaled scores, float32 [batch, kv_heads, heads / kv_heads, length, key_length]."""
     groups = (key.shape[2], query.shape[2] // key.shape[2])
     scores = jnp.einsum(
@@ -134,7 +146,10 @@ def _scores(query: jax.Array, key: jax.Array, causal: bool) -> jax.Array:
     if not causal:
         return scores
     positions = jnp.arange(key.shape[1])
-    return jnp.where(positions[:, None] >= positions, scores, -jnp.inf)
+    visible = positions[:, None] >= positions
+    if segments is not None:
+        visible = visible & (segments[:, :, None] == segments[:, None, :])[:, None, None]
+    return jnp.where(visible, scores, -jnp.inf)
 
 
 # JAX gives cuDNN's log normalizer in float32, and its backward pass, only inside the closure that

@@ -11,7 +11,8 @@ import jax
 
 from dongwu_jax.parallel.collectives import all_to_all
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# Causal attention of (query, key, value); `segments`, int32 [batch, length], keeps samples apart.
+Attend = Callable[..., jax.Array]
 
 _HEADS = ("batch", "attention_length", "attention_heads", "head_dim")
 _KV_HEADS = ("batch", "attention_length", "attention_kv_heads", "head_dim")

@@ -34,6 +34,7 @@ class BatchLayout:
         self.shape = (self.accumulation_steps, rows, config.data.sequence_length)
         self.sharding: NamedSharding = sharding.named(BATCH_AXES, self.shape)
         self._entries = entries
+        self._packed = config.data.format == "chat"
 
     def local_rows(self) -> list[int]:
         """Rows of the batch axis that live on this process's devices, in order."""
@@ -54,7 +55,13 @@ class BatchLayout:
 
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, dtypes and sharding of a batch, to compile against."""
-        dtypes = {"tokens": np.int32, "labels": np.int32, "loss_mask": np.float32}
+        dtypes: dict[str, DTypeLike] = {
+            "tokens": np.int32,
+            "labels": np.int32,
+            "loss_mask": np.float32,
+        }
+        if self._packed:
+            dtypes |= {"segments": np.int32, "positions": np.int32}
         whole = {name: self._abstract(self.shape, dtype) for name, dtype in dtypes.items()}
         return whole | {
             name: self._abstract((*self.shape, count), dtype)

@@ -19,7 +19,7 @@ from dongwu_jax.models.parameters import Parameters, bind, logical_axes, paramet
 from dongwu_jax.parallel.context import Attend
 from dongwu_jax.parallel.layout import teacher_sharding
 from dongwu_jax.parallel.sharding import LogicalSharding, current_sharding, local_to
-from dongwu_jax.training.losses import Batch, Losses, LossFunction
+from dongwu_jax.training.losses import Batch, Losses, LossFunction, attend_within
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Teacher:
         with self._own_layout():
             model = bind(self.config, jax.lax.stop_gradient(weights))
             embedded = model.embed(batch["tokens"])
-            hidden = model.hidden_states(embedded, batch["positions"], self.attend)
+            attend = attend_within(self.attend, batch)
+            hidden = model.hidden_states(embedded, batch["positions"], attend)
             return model, hidden, model.head()
 
     def logits(self, model: Llama, hidden: jax.Array, head: jax.Array) -> jax.Array:
@@ -205,7 +206,11 @@ def make_distillation_loss(
         return CachedDistillationLoss(settings, chunk)
     own = teacher_sharding(config, sharding, teacher)
     implementation = choose_attention(
-        config.precision.attention, teacher, config.precision.compute_dtype, platform
+        config.precision.attention,
+        teacher,
+        config.precision.compute_dtype,
+        platform,
+        packed=config.data.format == "chat",
     )
     return DistillationLoss(
         settings, chunk, Teacher(teacher, own, make_attention(implementation, own))

@@ -31,7 +31,7 @@ from dongwu_jax.parallel.sharding import LogicalSharding, constrain, local_to
 from dongwu_jax.parallel.weights import WeightExchange, weight_layout
 from dongwu_jax.training.embedding_gradient import add_embedding_gradient
 from dongwu_jax.training.fp8_weights import quantized_weights
-from dongwu_jax.training.losses import Batch, Losses, LossFunction
+from dongwu_jax.training.losses import Batch, Losses, LossFunction, attend_within
 from dongwu_jax.training.pipelined import Pipelined
 
 _AXES = ("micro_batches", "batch", "length")  # of a batch's arrays; one may have another
@@ -140,7 +140,7 @@ class Objective:
         hidden = model.hidden_states(
             embedded,
             micro_batch["positions"],
-            self.attend,
+            attend_within(self.attend, micro_batch),
             training.remat,
             training.scan_layers,
             projections(self.config.precision, self.config.model.num_layers),
@@ -213,7 +213,7 @@ def _own_positions(batch: Batch, order: jax.Array) -> Batch:
         name: constrain(jnp.take(x, order, axis=2), *_AXES, *["each_entry"] * (x.ndim - 3))
         for name, x in batch.items()
     }
-    return own | {"positions": jnp.broadcast_to(order, own["tokens"].shape)}
+    return {"positions": jnp.broadcast_to(order, own["tokens"].shape)} | own
 
 
 def _add(total: jax.Array, gradient: jax.Array) -> jax.Array:

@@ -34,7 +34,11 @@ def make_objective(
         loss_function: None: next-token cross entropy.
     """
     implementation = choose_attention(
-        config.precision.attention, config.model, config.precision.compute_dtype, platform
+        config.precision.attention,
+        config.model,
+        config.precision.compute_dtype,
+        platform,
+        packed=config.data.format == "chat",
     )
     _check_fp8_units(config, sharding)
     attend = make_attention(implementation, sharding)

@@ -19,6 +19,7 @@ COMMANDS = {
         name: load_tool(name).main
         for name in (
             "preprocess_data",
+            "preprocess_chat",
             "merge_datasets",
             "train_tokenizer",
             "gather_corpus",
