@@ -2,7 +2,8 @@
 
 Example:
   python tools/preprocess_chat.py --input sft.jsonl --output-prefix data/sft --tokenizer models/base
-  python -m dongwu_jax.train --config configs/sft.yaml data.blend=data/sft_chat
+
+configs/sft.yaml trains on it: data.blend=data/sft_chat.
 
 A line is {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}, ...]}, or
 {"prompt": ..., "response": ...}. The tokenizer's own chat template writes them; every answer of the
