@@ -15,7 +15,7 @@ import argparse
 import os
 from pathlib import Path
 
-from dongwu_jax.command_line import positive_int, run_command_line, whole_number
+from dongwu_jax.command_line import number, positive_int, run_command_line, whole_number
 from dongwu_jax.errors import UserError
 
 
@@ -73,19 +73,9 @@ def _read_phrases(path: Path | None) -> list[str]:
 
 
 def _share(text: str) -> float:
-    value = _number(text)
+    value = number(text)
     if value > 1:
         raise argparse.ArgumentTypeError(f"{text}: must be from 0 to 1")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a number of at least 0")
     return value
 
 
@@ -184,7 +174,7 @@ def _add_filter_flags(group: "argparse._ArgumentGroup") -> None:
     )
     add(
         "--max-compression",
-        type=_number,
+        type=number,
         default=5.0,
         metavar="TIMES",
         help="how many times smaller zlib may make a completion (default 5)",

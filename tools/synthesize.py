@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dongwu_jax.command_line import positive_int, run_command_line, whole_number
+from dongwu_jax.command_line import number, positive_int, run_command_line, whole_number
 from dongwu_jax.distill.templates import CONTINUE, LANGUAGES, TEMPLATES
 from dongwu_jax.errors import UserError
 
@@ -140,11 +140,11 @@ def _add_text_flags(group: "argparse._ArgumentGroup") -> None:
 def _add_sampling_flags(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
     add("--max-new-tokens", type=positive_int, default=512, help="of a sample (default 512)")
-    add("--temperature", type=_number, default=0.9, help="0 is greedy (default 0.9)")
+    add("--temperature", type=number, default=0.9, help="0 is greedy (default 0.9)")
     add("--top-p", type=_share, default=0.95, help="share of probability kept (default 0.95)")
     add(
         "--repetition-penalty",
-        type=_number,
+        type=number,
         default=1.0,
         help="above 1 discourages repetition, and hurts figures and Chinese (default 1)",
     )
@@ -186,7 +186,7 @@ def _add_engine_flags(group: "argparse._ArgumentGroup") -> None:
     )
     add(
         "--server-timeout",
-        type=_number,
+        type=number,
         default=600.0,
         metavar="SECONDS",
         help="for one request to --server (default 600)",
@@ -207,18 +207,8 @@ def _range(text: str) -> tuple[int, int]:
     return int(low), int(high)
 
 
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
-    return value
-
-
 def _share(text: str) -> float:
-    value = _number(text)
+    value = number(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
     return value

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dongwu_jax.config.distillation import DistillationConfig
+from dongwu_jax.config.model import ModelConfig
 from dongwu_jax.config.sections import (
     CheckpointConfig,
     DataConfig,
@@ -12,7 +13,6 @@ from dongwu_jax.config.sections import (
     GuardsConfig,
     LoggingConfig,
     MeshConfig,
-    ModelConfig,
     OptimizerConfig,
     PrecisionConfig,
     ScheduleConfig,

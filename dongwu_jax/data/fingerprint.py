@@ -27,7 +27,7 @@ def content_hash(prefix: Path) -> str:
     Raises:
         UserError: a file cannot be read.
     """
-    return _hash_of_files([idx_path(prefix), bin_path(prefix)])
+    return hash_of_files([idx_path(prefix), bin_path(prefix)])
 
 
 def folder_hash(path: Path) -> str:
@@ -38,10 +38,11 @@ def folder_hash(path: Path) -> str:
     """
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     names = "\n".join(str(file.relative_to(path)) for file in files)
-    return hashlib.sha256((names + _hash_of_files(files)).encode()).hexdigest()[:32]
+    return hashlib.sha256((names + hash_of_files(files)).encode()).hexdigest()[:32]
 
 
-def _hash_of_files(paths: Sequence[Path]) -> str:
+def hash_of_files(paths: Sequence[Path]) -> str:
+    """The same of some files, by their content alone."""
     digest = hashlib.sha256()
     for path in paths:
         try:

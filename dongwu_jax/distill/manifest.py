@@ -1,7 +1,6 @@
 """What a job's output folder says about it: the plan, which may not change, and its runs."""
 
 import fcntl
-import hashlib
 import json
 import os
 import socket
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dongwu_jax
+from dongwu_jax.data.fingerprint import hash_of_files
 from dongwu_jax.distill.parts import source_names
 from dongwu_jax.distill.recipe import Recipe
 from dongwu_jax.errors import UserError
@@ -21,8 +21,6 @@ from dongwu_jax.output_files import write_json_file
 _FORMAT = 1
 _MANIFEST = "manifest.json"
 _RUNS = "runs.jsonl"
-_BLOCK_BYTES = 1 << 16
-_BLOCKS = 16  # of each file, evenly spaced
 
 
 def describe(recipe: Recipe, model: str, tokenizer: Path, inputs: Sequence[Path]) -> dict[str, Any]:
@@ -40,9 +38,9 @@ def describe(recipe: Recipe, model: str, tokenizer: Path, inputs: Sequence[Path]
         "format": _FORMAT,
         "recipe": asdict(recipe),
         "model": {"name": model, "files": _model_files(Path(model))},
-        "tokenizer": _fingerprint(tokenizer),
+        "tokenizer": hash_of_files([tokenizer]),
         "inputs": [
-            {"name": name, "bytes": path.stat().st_size, "content": _fingerprint(path)}
+            {"name": name, "bytes": path.stat().st_size, "content": hash_of_files([path])}
             for path, name in source_names(inputs).items()
         ],
     }
@@ -121,21 +119,4 @@ def _model_files(model: Path) -> dict[str, str] | None:
     if not model.is_dir():
         return None
     files = sorted(path for path in model.iterdir() if path.suffix in (".json", ".safetensors"))
-    return {path.name: _fingerprint(path) for path in files}
-
-
-def _fingerprint(path: Path) -> str:
-    """A cheap one: the size and evenly spaced blocks; files up to 1 MiB are covered whole."""
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            digest.update(size.to_bytes(8, "little"))
-            whole = size <= _BLOCKS * _BLOCK_BYTES
-            step = _BLOCK_BYTES if whole else (size - _BLOCK_BYTES) // (_BLOCKS - 1)
-            for offset in range(0, size if whole else size - _BLOCK_BYTES + 1, step):
-                file.seek(offset)
-                digest.update(file.read(_BLOCK_BYTES))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    return digest.hexdigest()
+    return {path.name: hash_of_files([path]) for path in files}

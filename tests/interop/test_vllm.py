@@ -3,10 +3,6 @@
 vLLM wants an environment of its own; the variable VLLM_PYTHON names its interpreter.
 """
 
-import json
-import os
-import subprocess
-
 import numpy as np
 import pytest
 from conversions import convert_to
@@ -15,8 +11,8 @@ from reference_models import (
     our_logits,
     random_llama,
     save,
-    train_tiny_tokenizer,
 )
+from vllm_runs import need_vllm, run_in_vllm, tokenizer_folder
 
 from dongwu_jax.config.rope_scaling import RopeScaling
 from dongwu_jax.interop.loading import load_parameters
@@ -42,9 +38,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear", "ntk", "yarn", "llama3"])
 def test_it_reads_stretched_positions_as_we_do(kind, tmp_path):
-    python = os.environ.get("VLLM_PYTHON")
-    if python is None:
-        pytest.skip("needs vLLM: set VLLM_PYTHON to the interpreter of its environment")
+    need_vllm()
     model = random_llama(
         vocab_size=TOKENIZER_VOCAB,
         hidden_size=128,
@@ -60,27 +54,13 @@ def test_it_reads_stretched_positions_as_we_do(kind, tmp_path):
     source.config = source.config.model_copy(update=scaling)
     checkpoint = open_source(convert_to(source, tmp_path / "checkpoint", "dongwu"))
     folder = tmp_path / "out"
-    convert_to(checkpoint, folder, "hf", tokenizer=_tokenizer(tmp_path))
+    convert_to(checkpoint, folder, "hf", tokenizer=tokenizer_folder(tmp_path))
 
     tokens = np.random.default_rng(0).integers(3, TOKENIZER_VOCAB, 3 * LENGTH)
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": ""}
-    script = tmp_path / "score.py"
-    script.write_text(_SCRIPT)
-    result = tmp_path / "result.json"
-    run = [python, str(script), str(folder), json.dumps(tokens.tolist()), str(result)]
-    told = subprocess.run(run, env=environment, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr[-3000:]
-    found = json.loads(result.read_text())
+    found = run_in_vllm(_SCRIPT, folder, tokens.tolist(), tmp_path)
     assert found["max_model_len"] == FACTOR * LENGTH
 
     ours = our_logits(source.config, load_parameters(source.read, source.config), tokens[None])
     log_probabilities = ours[0, :-1] - np.logaddexp.reduce(ours[0, :-1], axis=-1, keepdims=True)
     expected = log_probabilities[np.arange(len(tokens) - 1), tokens[1:]]
     np.testing.assert_allclose(found["log_probabilities"], expected, atol=2e-3)
-
-
-def _tokenizer(folder):
-    place = folder / "tokenizer"
-    place.mkdir()
-    train_tiny_tokenizer(place).rename(place / "tokenizer.model")
-    return place

@@ -3,10 +3,6 @@
 vLLM wants an environment of its own; the variable VLLM_PYTHON names its interpreter.
 """
 
-import json
-import os
-import subprocess
-
 import numpy as np
 import pytest
 from conversions import convert_to
@@ -15,8 +11,8 @@ from reference_models import (
     our_logits,
     random_llama,
     save,
-    train_tiny_tokenizer,
 )
+from vllm_runs import need_vllm, run_in_vllm, tokenizer_folder
 
 from dongwu_jax.interop.loading import load_parameters
 from dongwu_jax.interop.sources import open_source
@@ -45,9 +41,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize(("quantization", "tolerance"), [("int8", 0.05), ("fp8", 0.12)])
 def test_it_loads_8_bits(quantization, tolerance, tmp_path):
-    python = os.environ.get("VLLM_PYTHON")
-    if python is None:
-        pytest.skip("needs vLLM: set VLLM_PYTHON to the interpreter of its environment")
+    need_vllm()
     model = random_llama(
         vocab_size=TOKENIZER_VOCAB,
         hidden_size=128,
@@ -58,28 +52,18 @@ def test_it_loads_8_bits(quantization, tolerance, tmp_path):
     )
     source = open_source(save(model, tmp_path / "in"))
     folder = tmp_path / "out"
-    place = tmp_path / "tokenizer"
-    place.mkdir()
-    train_tiny_tokenizer(place).rename(place / "tokenizer.model")
     convert_to(
         source,
         folder,
         "hf",
         dtype="bfloat16",
-        tokenizer=place,
+        tokenizer=tokenizer_folder(tmp_path),
         max_shard_bytes=100_000,
         quantize=quantization,
     )
 
     tokens = np.random.default_rng(0).integers(3, TOKENIZER_VOCAB, 48)
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": ""}
-    script = tmp_path / "score.py"
-    script.write_text(_SCRIPT)
-    result = tmp_path / "result.json"
-    run = [python, str(script), str(folder), json.dumps(tokens.tolist()), str(result)]
-    told = subprocess.run(run, env=environment, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr[-3000:]
-    found = json.loads(result.read_text())
+    found = run_in_vllm(_SCRIPT, folder, tokens.tolist(), tmp_path)
     assert found["quantization"] == "compressed-tensors"
     assert len(found["generated"]) == 4
 
