@@ -63,7 +63,7 @@ def test_streams_and_counts_of_a_pipeline(tmp_path):
         ]
         assert printed[name][4] == "4, 1, 16, 32"
     assert printed["tokens"][1] == "1"
-    assert printed["Block._normalise"][1] == "16"  # two in each block
+    assert printed["Block.normalise"][1] == "16"  # two in each block
     assert printed["Llama.logits"][1] == "1"
 
 
@@ -71,4 +71,4 @@ def test_streams_and_counts_of_a_pipeline(tmp_path):
 def test_counts_of_blocks(scan_layers, tmp_path):
     config = run_config(tmp_path, training={"scan_layers": scan_layers})
     printed = {row[0]: row for row in rows(explain_sharding(config, jax.devices())[2])}
-    assert (printed["Block._normalise"][1], printed["MLP"][1]) == ("4", "2")
+    assert (printed["Block.normalise"][1], printed["MLP"][1]) == ("4", "2")
