@@ -27,6 +27,7 @@ import numpy as np
 from dongwu_jax.config import RunConfig
 from dongwu_jax.data.fingerprint import Fingerprint, compare_fingerprints
 from dongwu_jax.errors import UserError
+from dongwu_jax.output_files import write_json_file
 
 IDS, LOG_PROBABILITIES = "teacher_ids", "teacher_log_probabilities"
 _FILES = {IDS: "ids", LOG_PROBABILITIES: "log_probabilities"}
@@ -155,9 +156,9 @@ class CacheWriter:
             raise UserError(f"{folder}: is not empty, and holds no cache to go on with")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_json(unfinished, asdict(header))
         except OSError as error:
             raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
+        write_json_file(unfinished, asdict(header))
 
     def missing(self) -> list[int]:
         """Parts that are still to be written."""
@@ -281,9 +282,3 @@ def _check_same(path: Path, begun: CacheHeader, wanted: CacheHeader) -> None:
             f"{path}: was begun with {name}={asdict(begun)[name]!r}, now it is {now[name]!r}; "
             "set it back, or choose another folder"
         )
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

@@ -95,7 +95,7 @@ def _lost(process: BaseProcess) -> UserError:
     process.join(_LOOK_SECONDS)
     return UserError(
         f"an engine (process {process.pid}) ended with exit code {process.exitcode}; its messages "
-        "above say why. The same command goes on from the last complete part"
+        "above say why. The same command goes on with what is missing"
     )
 
 

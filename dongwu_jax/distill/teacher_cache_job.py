@@ -17,6 +17,7 @@ from dongwu_jax.data.teacher_cache import IDS, LOG_PROBABILITIES, CacheHeader, C
 from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.on_devices import OnDevices, rows_for
 from dongwu_jax.evaluate.progress import token_bar
+from dongwu_jax.evaluate.scoring import hidden_states
 from dongwu_jax.interop.inference import default_dtype, load_model
 from dongwu_jax.interop.sources import open_source
 from dongwu_jax.interop.teacher import check_teacher
@@ -125,8 +126,7 @@ def _likeliest(
     top_k: int, model: Llama, tokens: jax.Array, _: jax.Array, attend: Attend
 ) -> tuple[jax.Array, jax.Array]:
     """int32 [batch, length, k] and float32 [batch, length, k + 1], the tail last."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden = model.hidden_states(model.embed(tokens), positions, attend)
+    hidden = hidden_states(model, tokens, attend)
     head = model.head()[:, : model.config.vocab_size]
 
     def part(hidden: jax.Array) -> tuple[jax.Array, jax.Array]:

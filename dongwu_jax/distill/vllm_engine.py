@@ -106,7 +106,7 @@ class VllmEngine:
         except Exception as error:  # its process died: out of memory, a lost GPU
             raise UserError(
                 f"vLLM's engine stopped: {error or type(error).__name__}; its messages above say "
-                "why. The same command goes on from the last complete part"
+                "why. The same command goes on with what is missing"
             ) from error
 
     def _answer(self, request: Request, output: Any) -> Answer:

@@ -147,7 +147,7 @@ class PartRunner:
         if self._failures == _HOPELESS:
             raise UserError(
                 f"the generator failed on {_HOPELESS} prompts in a row, the last time: "
-                f"{rejection.reason}. The same command goes on from the last complete part"
+                f"{rejection.reason}. The same command goes on with what is missing"
             )
 
     def _finish_if_complete(self, part: int) -> None:

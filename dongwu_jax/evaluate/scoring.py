@@ -72,7 +72,7 @@ class Scorer:
         self(*np.zeros((2, rows, length), np.int32))
 
 
-def _hidden_states(model: Llama, tokens: jax.Array, attend: Attend) -> jax.Array:
+def hidden_states(model: Llama, tokens: jax.Array, attend: Attend) -> jax.Array:
     """[batch, length, embed] of sequences that begin at position 0."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     return model.hidden_states(model.embed(tokens), positions, attend)
@@ -91,14 +91,14 @@ def _logits(model: Llama, hidden: jax.Array) -> jax.Array:
 
 def _next_tokens(model: Llama, tokens: jax.Array, last: jax.Array, attend: Attend) -> jax.Array:
     """Log probabilities after each sequence's last position, float32 [batch, vocab]."""
-    hidden = _hidden_states(model, tokens, attend)
+    hidden = hidden_states(model, tokens, attend)
     at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
     return jax.nn.log_softmax(_logits(model, at_last)[:, 0])
 
 
 def _scores(model: Llama, tokens: jax.Array, labels: jax.Array, attend: Attend) -> _Found:
     """Losses and whether each label is the likeliest, a part of the sequence at a time."""
-    hidden = _hidden_states(model, tokens, attend)
+    hidden = hidden_states(model, tokens, attend)
 
     def part(hidden: jax.Array, labels: jax.Array) -> _Found:
         logits = _logits(model, hidden)

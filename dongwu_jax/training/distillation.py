@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from dongwu_jax.config import ModelConfig, RunConfig
 from dongwu_jax.config.distillation import DistillationConfig
 from dongwu_jax.data.teacher_cache import IDS, LOG_PROBABILITIES
-from dongwu_jax.models.attention import choose_attention, make_attention
 from dongwu_jax.models.chunked_loss import sum_over_chunks
 from dongwu_jax.models.divergence import token_divergence, top_divergence
 from dongwu_jax.models.llama import Llama
@@ -19,7 +18,8 @@ from dongwu_jax.models.parameters import Parameters, bind, logical_axes, paramet
 from dongwu_jax.parallel.context import Attend
 from dongwu_jax.parallel.layout import teacher_sharding
 from dongwu_jax.parallel.sharding import LogicalSharding, current_sharding, local_to
-from dongwu_jax.training.losses import Batch, Losses, LossFunction, attend_within
+from dongwu_jax.training.attention import attend_within, attention_of
+from dongwu_jax.training.losses import Batch, Losses, LossFunction
 
 
 @dataclass(frozen=True)
@@ -205,13 +205,5 @@ def make_distillation_loss(
     if teacher is None:
         return CachedDistillationLoss(settings, chunk)
     own = teacher_sharding(config, sharding, teacher)
-    implementation = choose_attention(
-        config.precision.attention,
-        teacher,
-        config.precision.compute_dtype,
-        platform,
-        packed=config.data.format == "chat",
-    )
-    return DistillationLoss(
-        settings, chunk, Teacher(teacher, own, make_attention(implementation, own))
-    )
+    attend = attention_of(config, teacher, own, platform)
+    return DistillationLoss(settings, chunk, Teacher(teacher, own, attend))

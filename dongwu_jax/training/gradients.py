@@ -29,9 +29,10 @@ from dongwu_jax.parallel.collectives import all_reduce
 from dongwu_jax.parallel.mesh import MANUAL_AXES
 from dongwu_jax.parallel.sharding import LogicalSharding, constrain, local_to
 from dongwu_jax.parallel.weights import WeightExchange, weight_layout
+from dongwu_jax.training.attention import attend_within
 from dongwu_jax.training.embedding_gradient import add_embedding_gradient
 from dongwu_jax.training.fp8_weights import quantized_weights
-from dongwu_jax.training.losses import Batch, Losses, LossFunction, attend_within
+from dongwu_jax.training.losses import Batch, Losses, LossFunction
 from dongwu_jax.training.pipelined import Pipelined
 
 _AXES = ("micro_batches", "batch", "length")  # of a batch's arrays; one may have another

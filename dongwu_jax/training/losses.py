@@ -1,6 +1,5 @@
 """What a training step minimises."""
 
-import functools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,20 +8,12 @@ import jax
 from dongwu_jax.models.llama import Llama
 from dongwu_jax.models.losses import summed_next_token_losses
 from dongwu_jax.models.parameters import Parameters
-from dongwu_jax.parallel.context import Attend
 
 # tokens, labels: int32, loss_mask: float32; each [micro_batches, batch, length]; of packed samples
 # also segments and positions, int32. A loss function sees one micro batch, and of each sequence the
 # positions that lie on this device.
 Batch = dict[str, jax.Array]
 Losses = dict[str, jax.Array]
-
-
-def attend_within(attend: Attend, micro_batch: Batch) -> Attend:
-    """Attention that keeps packed samples apart, where a batch has any."""
-    if "segments" not in micro_batch:
-        return attend
-    return functools.partial(attend, segments=micro_batch["segments"])
 
 
 class LossFunction(Protocol):

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from dongwu_jax.config import RunConfig
 from dongwu_jax.errors import UserError
-from dongwu_jax.models.attention import choose_attention, make_attention
 from dongwu_jax.models.parameters import Parameters, cast_matrices
 from dongwu_jax.parallel.sharding import LogicalSharding
+from dongwu_jax.training.attention import attention_of
 from dongwu_jax.training.compilation import compiler_options
 from dongwu_jax.training.gradients import Objective
 from dongwu_jax.training.losses import Batch, LanguageModelLoss, LossFunction
@@ -33,15 +33,8 @@ def make_objective(
         platform: "cpu" or "gpu", for the choice of the attention kernel.
         loss_function: None: next-token cross entropy.
     """
-    implementation = choose_attention(
-        config.precision.attention,
-        config.model,
-        config.precision.compute_dtype,
-        platform,
-        packed=config.data.format == "chat",
-    )
+    attend = attention_of(config, config.model, sharding, platform)
     _check_fp8_units(config, sharding)
-    attend = make_attention(implementation, sharding)
     loss_function = loss_function or LanguageModelLoss(config.training.loss_chunk_tokens)
     return Objective(config, sharding, loss_function, attend)
 
