@@ -7,6 +7,7 @@ Example:
 import argparse
 import os
 import sys
+import time
 
 from dongwu_jax.command_line import positive_int, run_command_line
 from dongwu_jax.config import RunConfig, dump_config, load_config
@@ -19,6 +20,7 @@ from dongwu_jax.training.watchdog import Watchdog, make_watchdog
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, build, run."""
+    began = time.time()
     options = _parse(arguments)
     if options.help_config:
         print(config_help())
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
         # Around loading, too: opening the data is where a shared file system hangs.
         with make_watchdog(config, cluster.process_id if cluster else 0) as watchdog:
-            _train(config, watchdog, options.stop_after, timeout)
+            _train(config, watchdog, began, options.stop_after, timeout)
     return 0
 
 
@@ -81,7 +83,11 @@ def _explain_sharding(config: RunConfig, devices: int | None) -> None:
 
 
 def _train(
-    config: RunConfig, watchdog: Watchdog, stop_after: int | None, timeout_seconds: float
+    config: RunConfig,
+    watchdog: Watchdog,
+    began: float,
+    stop_after: int | None,
+    timeout_seconds: float,
 ) -> None:
     from dongwu_jax.interop.initial_weights import resolve_initial_weights
     from dongwu_jax.interop.teacher import resolve_teacher
@@ -91,7 +97,7 @@ def _train(
     config, start = resolve_initial_weights(config)
     config, teacher = resolve_teacher(config)
     check_same_settings(config, timeout_seconds)
-    Trainer(config, start, teacher, watchdog).run(stop_after)
+    Trainer(config, start, teacher, watchdog, began).run(stop_after)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -1,5 +1,6 @@
 """The whole run, and the checks that involve more than one section."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -161,6 +162,11 @@ class RunConfig(Section):
         return self.training.duration.in_steps(
             self.training.global_batch_size, self.data.sequence_length
         )
+
+    @property
+    def log_directory(self) -> Path:
+        """Where metrics, events and TensorBoard files go."""
+        return self.logging.directory or self.checkpoint.directory.parent
 
     def mesh_shape(self, device_count: int) -> dict[str, int]:
         """Size of every mesh axis on `device_count` devices.

@@ -119,3 +119,13 @@ class BlendedDataset:
             raise IndexError(f"sample {index} of {len(self)}")
         dataset = self._datasets[self._indexes.dataset_index[index]]
         return dataset[int(self._indexes.dataset_sample_index[index])]
+
+    def drawn(self, first: int, last: int) -> list[int]:
+        """How many of the samples `first` to `last` - 1 come from each dataset."""
+        chosen = self._indexes.dataset_index[first:last]
+        return np.bincount(chosen, minlength=len(self._datasets)).tolist()
+
+
+def samples_drawn(source: SampleSource, first: int, last: int) -> list[int]:
+    """How many of the samples `first` to `last` - 1 come from each dataset of a run."""
+    return source.drawn(first, last) if isinstance(source, BlendedDataset) else [last - first]

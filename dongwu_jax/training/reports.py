@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +30,7 @@ def open_reports(config: RunConfig, start_step: int, resumed: bool) -> list[Repo
     Args:
         resumed: whether a checkpoint of this run is continued, whose metrics are kept.
     """
-    directory = config.logging.directory or config.checkpoint.directory.parent
+    directory = config.log_directory
     reports: list[Report] = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,10 @@ def _describe(metrics: Metrics) -> list[str]:
 
 
 class JsonLinesReport:
-    """One JSON object a step; a resumed run replaces what it is going to do again."""
+    """One JSON object a step; a resumed run replaces what it is going to do again.
+
+    `time` is in seconds since the epoch.
+    """
 
     def __init__(self, path: Path, start_step: int, resumed: bool):
         if path.exists() and not resumed:
@@ -104,7 +108,9 @@ class JsonLinesReport:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Metrics) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.write(
+            json.dumps({"step": step, "time": round(time.time(), 3), **metrics}) + "\n"
+        )
         self._file.flush()
 
     def close(self) -> None:

@@ -3,7 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,12 +13,12 @@ import jax
 from dongwu_jax.config import RunConfig
 from dongwu_jax.data.datasets import Datasets, build_datasets
 from dongwu_jax.data.fingerprint import fingerprint
-from dongwu_jax.data.gpt_dataset import SampleSource
+from dongwu_jax.data.gpt_dataset import SampleSource, samples_drawn
 from dongwu_jax.data.loader import BatchLoader
 from dongwu_jax.data.teacher_cache import TeacherCache, open_run_cache
 from dongwu_jax.data.tokenizers import load_fitting_tokenizer, tokenizer_files
 from dongwu_jax.errors import UserError
-from dongwu_jax.models.parameters import Parameters, parameter_shardings
+from dongwu_jax.models.parameters import Parameters, parameter_count, parameter_shardings
 from dongwu_jax.parallel.layout import make_sharding, teacher_sharding
 from dongwu_jax.training.batches import BatchLayout
 from dongwu_jax.training.checkpoints import Checkpoints
@@ -27,6 +28,7 @@ from dongwu_jax.training.gradients import Objective
 from dongwu_jax.training.host_memory import make_host_memory_ready
 from dongwu_jax.training.reports import Report, open_reports
 from dongwu_jax.training.resume import check_same_data, check_same_run
+from dongwu_jax.training.run_log import environment, lost_work, open_run_log
 from dongwu_jax.training.state import StartingPoint, TrainState, abstract_state, initial_state
 from dongwu_jax.training.step import (
     Metrics,
@@ -34,6 +36,7 @@ from dongwu_jax.training.step import (
     make_objective,
     make_train_step,
 )
+from dongwu_jax.training.trained_weights import Frozen
 from dongwu_jax.training.throughput import Stopwatch, Throughput
 from dongwu_jax.training.watchdog import Watchdog, make_watchdog
 
@@ -50,12 +53,14 @@ class Trainer:
         teacher: the model of `distillation.teacher`, if set.
         watchdog: told of the steps; whoever enters it also covers the building of the trainer.
             None: nothing ends a run that hangs.
+        began: when the work for this run began, in seconds since the epoch.
     """
 
     config: RunConfig
     start: StartingPoint = field(default_factory=StartingPoint)
     teacher: TeacherModel | None = None
     watchdog: Watchdog | None = None
+    began: float = field(default_factory=time.time)
     _pending: tuple[int, Metrics] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -82,8 +87,9 @@ class Trainer:
         self._throughput = Throughput(config, devices, model)
         self._stopwatch = Stopwatch()
         self._watchdog = self.watchdog or make_watchdog(config, jax.process_index())
+        self.run_log = open_run_log(config)
         self._reports: list[Report] = []
-        self._last_reported = 0
+        self._last_reported = self._last_saved = 0
         self._always_reported: tuple[int, ...] = ()
 
     @property
@@ -98,13 +104,21 @@ class Trainer:
         loss = make_distillation_loss(self.config, self.sharding, platform, model)
         return make_objective(self.config, self.sharding, platform, loss)
 
-    def _load_frozen(self) -> Parameters:
+    def _load_frozen(self) -> Frozen:
         """The weights that the steps need beside the state."""
-        if self.teacher is None:
-            return {}
-        model = self.teacher.config
-        places = parameter_shardings(model, teacher_sharding(self.config, self.sharding, model))
-        return self.teacher.load(model, places, self.config.precision.compute_dtype)
+        base: Parameters = {}
+        teacher: Parameters = {}
+        dtype = self.config.precision.compute_dtype
+        if self.config.lora.rank:
+            assert self.start.load_base is not None, "adapters are of some model"
+            model = self.config.model
+            places = parameter_shardings(model, self.sharding)
+            base = self.start.load_base(model, places, dtype)
+        if self.teacher is not None:
+            model = self.teacher.config
+            places = parameter_shardings(model, teacher_sharding(self.config, self.sharding, model))
+            teacher = self.teacher.load(model, places, dtype)
+        return Frozen(base, teacher)
 
     def run(self, stop_after: int | None = None) -> TrainState:
         """Train to the end, or for `stop_after` steps more, and save.
@@ -127,18 +141,35 @@ class Trainer:
             self.config.steps,
             self.config.logging.flops_convention,
         )
+        self._log_start(state, resumed)
         if jax.process_index() == 0:
             self._reports = open_reports(self.config, first, resumed)
         loader = self._loader(self.datasets.train, first, last, self._cache)
-        try:
-            state = self._steps(state, loader, first, last)
-        finally:
-            with self._watchdog.pause("closing the run"):
-                loader.close()
-                for report in self._reports:
-                    report.close()
-                self.checkpoints.close()
+        with self.run_log.session(lambda: self._last_reported, self.config.steps):
+            try:
+                state = self._steps(state, loader, first, last)
+            finally:
+                with self._pausing("closing the run", "closing", self._last_reported):
+                    loader.close()
+                    for report in self._reports:
+                        report.close()
+                    self.checkpoints.close()
         return state
+
+    def _log_start(self, state: TrainState, resumed: bool) -> None:
+        step = self._last_reported = self._last_saved = int(state.step)
+        self.run_log.event(
+            "start",
+            began=self.began,
+            step=step,
+            resumed=resumed,
+            steps=self.config.steps,
+            config=self.config.model_dump(mode="json"),
+            parameters=parameter_count(state.parameters),
+            blend=self.fingerprint["blend"],
+            **environment(),
+            **lost_work(self.config.log_directory / "metrics.jsonl", step),
+        )
 
     def resume_or_start(self) -> TrainState:
         """The newest checkpoint's state, or that of the starting point."""
@@ -151,7 +182,6 @@ class Trainer:
         return state
 
     def _steps(self, state: TrainState, loader: BatchLoader, first: int, last: int) -> TrainState:
-        self._last_reported = first
         self._always_reported = (first + 1, last)
         if first < last:
             train_step = self._compile(state)
@@ -165,7 +195,7 @@ class Trainer:
             self._pending = (step, metrics)
             self._pause(state, step)
         self._report_pending()
-        with self._watchdog.pause("saving the last checkpoint"):
+        with self._pausing("saving the last checkpoint", "checkpoint", last):
             self._save(state, last)
         return state
 
@@ -174,7 +204,9 @@ class Trainer:
         make_host_memory_ready(state)
         batch = self.layout.abstract()
         compiled = self._train_step.lower(state, batch, self._frozen).compile()
-        logger.info("compiled the training step in %.1f s", time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        logger.info("compiled the training step in %.1f s", seconds)
+        self.run_log.event("compiled", seconds=seconds)
         self._stopwatch.lap()
         return compiled
 
@@ -188,19 +220,26 @@ class Trainer:
         self._report_pending()
         started = time.perf_counter()
         if due_evaluation:
-            with self._watchdog.pause(f"the evaluation after step {step}"):
+            with self._pausing(f"the evaluation after step {step}", "evaluation", step):
                 self._write(step, self.evaluate(state))
         if due_checkpoint:
-            with self._watchdog.pause(f"saving the checkpoint of step {step}"):
+            with self._pausing(f"saving the checkpoint of step {step}", "checkpoint", step):
                 self._save(state, step)
         self._stopwatch.exclude(time.perf_counter() - started)
 
+    @contextmanager
+    def _pausing(self, what: str, kind: str, step: int) -> Iterator[None]:
+        """Tell the watchdog and the run's log of something that is no step."""
+        with self._watchdog.pause(what), self.run_log.pause(kind, step):
+            yield
+
     def _save(self, state: TrainState, step: int) -> None:
-        data_state = {
-            "fingerprint": self.fingerprint,
-            "consumed_samples": step * self.config.training.global_batch_size,
-        }
+        batch, first = self.config.training.global_batch_size, self._last_saved
+        data_state = {"fingerprint": self.fingerprint, "consumed_samples": step * batch}
         self.checkpoints.save(state, self.config, data_state, self.tokenizer_files)
+        samples = samples_drawn(self.datasets.train, first * batch, step * batch)
+        self.run_log.event("data", first_step=first, last_step=step, samples=samples)
+        self._last_saved = step
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Token-weighted loss and perplexity over `evaluation.batches` validation batches.
@@ -214,7 +253,10 @@ class Trainer:
             first = (int(state.step) // interval - 1) * batches
         assert self.datasets.validation is not None
         loader = self._loader(self.datasets.validation, first, first + batches)
-        totals = [self._evaluation_step(state, self.layout.place(batch)) for batch in loader]
+        frozen = Frozen(self._frozen.base)
+        totals = [
+            self._evaluation_step(state, self.layout.place(batch), frozen) for batch in loader
+        ]
         loader.close()
         loss_sum = sum(float(total["loss_sum"]) for total in totals)
         loss = loss_sum / max(sum(float(total["weight"]) for total in totals), 1.0)

@@ -145,5 +145,4 @@ class Watchdog:
 
 def make_watchdog(config: RunConfig, process_id: int) -> Watchdog:
     """The watchdog of a run, which writes into its logging folder."""
-    directory = config.logging.directory or config.checkpoint.directory.parent
-    return Watchdog(config.guards, directory, process_id)
+    return Watchdog(config.guards, config.log_directory, process_id)

@@ -1,0 +1,167 @@
+"""What happened to a run beside its steps: events.jsonl, one JSON object a line, append only.
+
+Every line has `time` (seconds since the epoch, UTC), `utc` (the same for people) and `event`:
+
+    start: began, step, resumed, steps, config, parameters, versions, devices, blend, and what the
+        start before had done in vain (`lost_work`)
+    compiled: seconds
+    pause: what (evaluation, checkpoint, closing), step, seconds
+    data: first_step, last_step, samples drawn from each dataset of the blend between them
+    end: reason (finished, stopped, interrupted, failed), step, message
+
+A process that is killed leaves no `end`. `dongwu_jax.report` makes a page of it.
+"""
+
+import importlib.metadata
+import logging
+import platform
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import orjson
+
+from dongwu_jax.config import RunConfig
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_MESSAGE = 2000
+
+
+class RunLog:
+    """Appends events to a file; what cannot be written is said once, and the run goes on."""
+
+    def __init__(self, path: Path | None):
+        """Nothing is written before the first event.
+
+        Args:
+            path: of the file; None: every event is dropped, as in all processes but the first.
+        """
+        self._path = path
+        self._begun = False
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append one event; `fields` must be JSON-able."""
+        if self._path is None:
+            return
+        now = datetime.now(UTC)
+        head = {"time": now.timestamp(), "utc": now.isoformat(timespec="seconds"), "event": kind}
+        line = orjson.dumps(head | fields, default=str).decode() + "\n"
+        try:
+            self._append(self._path, line)
+        except OSError as error:
+            logger.warning("%s: cannot be written: %s; later events are lost", self._path, error)
+            self._path = None
+
+    def _append(self, path: Path, line: str) -> None:
+        if not self._begun:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if _ends_within_a_line(path):
+                line = "\n" + line
+            self._begun = True
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    @contextmanager
+    def pause(self, what: str, step: int) -> Iterator[None]:
+        """Record how long something took that is no step; nothing if it fails."""
+        started = time.perf_counter()
+        yield
+        self.event("pause", what=what, step=step, seconds=time.perf_counter() - started)
+
+    @contextmanager
+    def session(self, step: Callable[[], int], last: int) -> Iterator[None]:
+        """Record how the steps end.
+
+        Args:
+            step: gives the last step that was done.
+            last: the last step of the whole run.
+        """
+        try:
+            yield
+        except BaseException as error:
+            reason = "failed" if isinstance(error, Exception) else "interrupted"
+            message = f"{type(error).__name__}: {error}"[:_LONGEST_MESSAGE]
+            self.event("end", reason=reason, step=step(), message=message)
+            raise
+        self.event("end", reason="finished" if step() == last else "stopped", step=step())
+
+
+def open_run_log(config: RunConfig) -> RunLog:
+    """The log beside the run's metrics; of the first process only."""
+    first = jax.process_index() == 0
+    return RunLog(config.log_directory / "events.jsonl" if first else None)
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    """Whether a killed process left half a line."""
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) != b"\n"
+
+
+def environment() -> dict[str, Any]:
+    """What a start ran on: versions of the software, and the devices."""
+    devices = jax.devices()
+    names = ("dongwu_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "devices": {
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+            "processes": jax.process_count(),
+            "host": socket.gethostname(),
+        },
+    }
+
+
+def lost_work(metrics: Path, first_step: int) -> dict[str, Any]:
+    """What the start before this one reported, and what of it is going to be done again.
+
+    Call before the lines of these steps are dropped.
+
+    Args:
+        metrics: metrics.jsonl of the run.
+        first_step: the step from which this start goes on.
+
+    Returns:
+        previous_step, previous_time: of the last reported step; time is None in old files.
+        lost_steps, lost_seconds: reported steps after `first_step`, and what they took.
+    """
+    previous_step, previous_time, lost_seconds = 0, None, 0.0
+    for record in _records(metrics):
+        step = record.get("step")
+        if "loss" not in record or not isinstance(step, int):
+            continue
+        if step > first_step:
+            steps = step - max(previous_step, first_step)
+            lost_seconds += max(steps, 0) * record.get("step_seconds", 0.0)
+        previous_step, previous_time = step, record.get("time")
+    return {
+        "previous_step": previous_step,
+        "previous_time": previous_time,
+        "lost_steps": max(previous_step - first_step, 0),
+        "lost_seconds": lost_seconds,
+    }
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The complete lines of a file of JSON objects; none if there is no file."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                record = orjson.loads(line)
+            except orjson.JSONDecodeError:  # the last line of a killed run
+                continue
+            if isinstance(record, dict):
+                yield record
