@@ -77,6 +77,7 @@ def _conversion(arguments: argparse.Namespace) -> Conversion:
         source=arguments.source,
         target=arguments.target,
         options=options,
+        base_weights=arguments.base_weights,
         true_vocab_size=arguments.true_vocab_size,
         settings=dict(map(_setting, arguments.set)),
         overwrite=arguments.overwrite,
@@ -129,6 +130,13 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
         "checkpoint (torch format of any naming and layout, or torch_dist; its root or one "
         "iteration), .gguf file, or a checkpoint folder of ours (a run's, or one step)",
     )
+    group.add_argument(
+        "--base-weights",
+        type=Path,
+        metavar="MODEL",
+        help="the model that adapters (LoRA) in --from were trained on, when it is not where the "
+        "run found it; the two are merged, unless --to-format is peft",
+    )
     _add_corrections(group)
 
 
@@ -156,7 +164,8 @@ def _add_target_options(parser: argparse.ArgumentParser) -> None:
         "--to-format",
         choices=TARGET_FORMATS,
         help="hf: for transformers and vLLM; meta: consolidated.NN.pth; megatron: torch format; "
-        "torch_dist: Megatron's of today; dongwu: a checkpoint to train from",
+        "torch_dist: Megatron's of today; dongwu: a checkpoint to train from; peft: the adapters "
+        "of a run with lora.rank alone, for PEFT and vLLM",
     )
     group.add_argument(
         "--target-params-dtype",

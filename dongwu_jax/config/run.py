@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dongwu_jax.config.distillation import DistillationConfig
+from dongwu_jax.config.lora import LoraConfig
 from dongwu_jax.config.model import ModelConfig
 from dongwu_jax.config.sections import (
     CheckpointConfig,
@@ -39,6 +40,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     guards: GuardsConfig = Field(default_factory=GuardsConfig)
     distillation: DistillationConfig = Field(default_factory=DistillationConfig)
+    lora: LoraConfig = Field(default_factory=LoraConfig)
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> "RunConfig":
@@ -78,6 +80,7 @@ class RunConfig(Section):
         self._check_schedule()
         self._check_precision()
         self._check_chat()
+        self._check_lora()
         if self.distillation.hidden_weight and training.continue_from is not None:
             raise ValueError(
                 f"distillation.hidden_weight={self.distillation.hidden_weight}: a Megatron run "
@@ -105,6 +108,34 @@ class RunConfig(Section):
                 raise ValueError(
                     f"{setting}={value} with data.format=chat: conversations are packed, which it "
                     f"does not know; leave it at {only}"
+                )
+
+    def _check_lora(self) -> None:
+        """Adapters need weights beneath them, and a step that knows them."""
+        lora, usual = self.lora, LoraConfig()
+        if lora.rank is None:
+            for name in ("alpha", "targets"):
+                value = getattr(lora, name)
+                if value != getattr(usual, name):
+                    raise ValueError(
+                        f"lora.{name}={value} means something only with lora.rank; set it, or "
+                        f"leave lora.{name} out"
+                    )
+            return
+        if self.training.initial_weights is None:
+            raise ValueError(
+                f"lora.rank={lora.rank}: adapters are of a model; name its weights in "
+                "training.initial_weights"
+            )
+        for setting, value, only in (
+            ("mesh.pipe", self.mesh.pipe, 1),
+            ("precision.matmul", self.precision.matmul, "compute_dtype"),
+            ("distillation.hidden_weight", self.distillation.hidden_weight, 0.0),
+        ):
+            if value != only:
+                raise ValueError(
+                    f"{setting}={value} with lora.rank={lora.rank}: adapters cannot be trained so; "
+                    f"leave it at {only}"
                 )
 
     def _check_precision(self) -> None:

@@ -16,9 +16,9 @@ class CheckpointSource:
 
     format = "dongwu"
 
-    def __init__(self, path: Path):
-        self._weights = WeightReader(path)
-        trained_alone = self._weights.config.model_copy(update={"teacher_hidden_size": None})
+    def __init__(self, path: Path, weights: WeightReader):
+        self._weights = weights
+        trained_alone = self._weights.run.model.model_copy(update={"teacher_hidden_size": None})
         self.config = with_new_base(trained_alone)  # no other format has NTK scaling
         self.dtype = self._weights.dtype
         self.tokenizer = tokenizer_folder(path)

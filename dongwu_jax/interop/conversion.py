@@ -21,7 +21,7 @@ from dongwu_jax.interop.quantization import Quantization
 from dongwu_jax.interop.sources import holds_one_model
 from dongwu_jax.interop.targets import DTYPES, ModelTarget
 
-TargetFormat = Literal["hf", "meta", "megatron", "torch_dist", "dongwu"]
+TargetFormat = Literal["hf", "meta", "megatron", "torch_dist", "dongwu", "peft"]
 TARGET_FORMATS: tuple[TargetFormat, ...] = get_args(TargetFormat)
 
 
@@ -73,6 +73,8 @@ def make_target(source: ModelSource, options: TargetOptions) -> ModelTarget:
         from dongwu_jax.interop.checkpoint_target import CheckpointTarget
 
         return CheckpointTarget(config, dtype, tokenizer)
+    if options.format == "peft":
+        return _peft_target(source, options.dtype)
     iteration = source.iteration if options.iteration is None else options.iteration
     samples = source.consumed_samples or 0
     rows = _vocab_rows(source, options)
@@ -86,6 +88,19 @@ def make_target(source: ModelSource, options: TargetOptions) -> ModelTarget:
         options.virtual_pipeline,
     )
     return MegatronTarget(config, dtype, layout, rows, iteration, samples, tokenizer)
+
+
+def _peft_target(source: ModelSource, dtype: str | None) -> ModelTarget:
+    from dongwu_jax.interop.adapter_source import MergedSource
+    from dongwu_jax.interop.peft_export import PeftTarget
+
+    if not isinstance(source, MergedSource):
+        raise UserError(
+            f"--to-format peft writes adapters, and there are none in a {source.format} model; "
+            "name a checkpoint of a run with lora.rank"
+        )
+    run = source.run
+    return PeftTarget(run.model, run.lora, source.adapters, source.origin, dtype or "float32")
 
 
 def convert(

@@ -24,6 +24,7 @@ class Conversion:
     source: Path
     target: Path
     options: TargetOptions
+    base_weights: Path | None = None  # see `open_source`
     true_vocab_size: int | None = None
     settings: Mapping[str, float] = field(default_factory=dict)  # see `correct_config`
     overwrite: bool = False
@@ -40,7 +41,7 @@ def run_conversion(conversion: Conversion) -> None:
     if conversion.target.resolve() in conversion.source.resolve().parents:
         raise UserError(f"--to {conversion.target} holds --from {conversion.source}")
     keep_freed_memory()
-    source = open_source(conversion.source)
+    source = open_source(conversion.source, conversion.base_weights)
     try:
         correct_config(source, conversion.true_vocab_size, conversion.settings)
         _describe(conversion.source, source)
@@ -118,7 +119,7 @@ def write_model(
 
     with ByteProgress(verb, total, tensors=0) as bar:
         convert(source, folder, target, overwrite, advance)
-    tokenizer = options.tokenizer or source.tokenizer
+    tokenizer = None if options.format == "peft" else options.tokenizer or source.tokenizer
     print(
         f"wrote {folder}: {options.format}, {_numbers(target, options)}, "
         f"{sum(written) / 1e9:.2f} GB, {'with' if tokenizer else 'without'} tokenizer"

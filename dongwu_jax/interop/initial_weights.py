@@ -22,7 +22,7 @@ def resolve_initial_weights(config: RunConfig) -> tuple[RunConfig, StartingPoint
     """Take the architecture from `training.initial_weights` or `continue_from`, if set.
 
     A run that already has a checkpoint takes it from there: it does not need the initial weights
-    any more.
+    any more, unless it trains adapters to them.
 
     Returns:
         The run with its model section complete, and where it starts when it does not resume.
@@ -34,6 +34,8 @@ def resolve_initial_weights(config: RunConfig) -> tuple[RunConfig, StartingPoint
     training = config.training
     if training.initial_weights is None and training.continue_from is None:
         return config, StartingPoint()
+    if config.lora.rank and training.initial_weights is not None:
+        return _beneath_adapters(config, training.initial_weights)
     if is_checkpoint(config.checkpoint.directory):
         found = read_model_config(config.checkpoint.directory)
         return _with_model(config, found, str(config.checkpoint.directory)), StartingPoint()
@@ -56,6 +58,23 @@ def _from_weights(config: RunConfig, origin: Path) -> tuple[RunConfig, StartingP
         return initial_parameters(model, seed, shardings, _NO_PART_OF_MODELS) | loaded
 
     return resolved, StartingPoint(load)
+
+
+def _beneath_adapters(config: RunConfig, origin: Path) -> tuple[RunConfig, StartingPoint]:
+    """Weights that stay as they are: a resumed run needs them, too."""
+    source = open_source(origin)
+    resolved = _with_model(config, _known_model(source, config.model, origin), str(origin))
+    # As a checkpoint of adapters is to find it, from wherever it is read.
+    training = resolved.training.model_copy(update={"initial_weights": origin.absolute()})
+
+    def load(model: ModelConfig, shardings: Parameters, dtype: str) -> Parameters:
+        logger.info("loading %s weights (%s) from %s", source.format, source.dtype, origin)
+        try:
+            return load_parameters(source.read, model, shardings, dtype=dtype)
+        finally:
+            source.close()
+
+    return resolved.model_copy(update={"training": training}), StartingPoint(load_base=load)
 
 
 def _from_megatron_run(config: RunConfig, origin: Path) -> tuple[RunConfig, StartingPoint]:

@@ -18,8 +18,12 @@ from dongwu_jax.interop.model_source import ModelSource
 from dongwu_jax.training.checkpoint_folders import is_checkpoint
 
 
-def open_source(path: Path | str) -> ModelSource:
+def open_source(path: Path | str, base_weights: Path | None = None) -> ModelSource:
     """Open a model, detecting what holds it.
+
+    Args:
+        base_weights: the model that adapters in `path` were trained on, if it is not where the run
+            found it; not needed for any other kind of source.
 
     Raises:
         UserError: there is no model at `path`, or it is damaged or unsupported.
@@ -37,15 +41,25 @@ def open_source(path: Path | str) -> ModelSource:
         distributed = is_distributed_checkpoint(find_iteration_folder(path).path)
         return TorchDistSource(path) if distributed else MegatronSource(path)
     if is_checkpoint(path):
-        # Loads JAX and Orbax, which no other format needs.
-        from dongwu_jax.interop.checkpoint_source import CheckpointSource
-
-        return CheckpointSource(path)
+        return _open_checkpoint(path, base_weights)
     raise UserError(
         f"{path}: is not a model: expected a Hugging Face folder (config.json), a .gguf file, a "
         "Meta folder (params.json), a Megatron checkpoint (latest_checkpointed_iteration.txt, or "
         "one of its iteration folders), or a checkpoint folder of ours"
     )
+
+
+def _open_checkpoint(path: Path, base_weights: Path | None) -> ModelSource:
+    # Loads JAX and Orbax, which no other format needs.
+    from dongwu_jax.interop.adapter_source import MergedSource, base_weights_of
+    from dongwu_jax.interop.checkpoint_source import CheckpointSource
+    from dongwu_jax.training.checkpoints import WeightReader
+
+    weights = WeightReader(path)
+    if not weights.run.lora.rank:
+        return CheckpointSource(path, weights)
+    origin = base_weights_of(weights.run, path, base_weights)
+    return MergedSource(path, weights, open_source(origin), origin)
 
 
 _FILES_OF_MODELS = re.compile(

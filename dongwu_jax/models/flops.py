@@ -23,12 +23,29 @@ _PEAK_TFLOPS = {
 }
 
 
-def flops_per_token(config: ModelConfig, sequence_length: int, convention: str) -> float:
+def flops_per_token(
+    config: ModelConfig, sequence_length: int, convention: str, frozen: bool = False
+) -> float:
     """FLOPs of training on one token of a full sequence.
 
     Args:
         convention: "V1", "V2" or "V3".
+        frozen: whether the model's matrices have no gradients, as beneath adapters; the adapters
+            themselves are not counted.
     """
+    whole = _whole_training(config, sequence_length, convention)
+    return whole - 2 * _matrix_weights(config) if frozen else whole
+
+
+def _matrix_weights(config: ModelConfig) -> int:
+    """Weights that multiply every token."""
+    width, head_dim = config.hidden_size, config.width_per_head
+    attention = width * head_dim * (2 * config.num_heads + 2 * config.kv_heads)
+    block = attention + 3 * width * config.intermediate_size
+    return config.num_layers * block + width * config.vocab_rows
+
+
+def _whole_training(config: ModelConfig, sequence_length: int, convention: str) -> float:
     layers, width, vocab = config.num_layers, config.hidden_size, config.vocab_rows
     heads, kv_heads, head_dim = config.num_heads, config.kv_heads, config.width_per_head
     mlp = config.intermediate_size

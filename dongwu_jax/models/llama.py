@@ -16,6 +16,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from dongwu_jax.config import ModelConfig
+from dongwu_jax.models.adapted_weight import AdaptedWeight
 from dongwu_jax.models.elementwise import rms_norm, swiglu
 from dongwu_jax.models.embedding import lookup
 from dongwu_jax.models.projection import Project, project
@@ -260,6 +261,8 @@ def block_in_use(graph: nnx.GraphDef, weights: nnx.State) -> Block:
 
 
 def in_use(weight: nnx.Param) -> Any:
-    """The weight (an array, or one in 8 bits) as a computation needs it, wherever its parts lie."""
-    axes = weight.get_metadata("axes")
-    return jax.tree.map(lambda x: use_weight(x, axes) if x.ndim else x, weight.get_value())
+    """The weight (an array, one in 8 bits, or one with an adapter) as a computation needs it."""
+    axes, value = weight.get_metadata("axes"), weight.get_value()
+    if isinstance(value, AdaptedWeight):
+        return value.in_use(axes)
+    return jax.tree.map(lambda x: use_weight(x, axes) if x.ndim else x, value)

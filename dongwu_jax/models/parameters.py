@@ -41,16 +41,27 @@ def initial_parameters(
         shardings: where each parameter shall lie, made there; None: on the default device.
         names: of those that are wanted; None: all.
     """
-    key = jax.random.key(seed)
     places = named_parameters(shardings) if shardings is not None else {}
     made = {
-        name: _maker(
-            variable.get_metadata("initializer"), variable.get_value().shape, places.get(name)
-        )(jax.random.fold_in(key, zlib.crc32(name.encode())))
+        name: initial_value(
+            seed,
+            name,
+            variable.get_metadata("initializer"),
+            variable.get_value().shape,
+            places.get(name),
+        )
         for name, variable in _declarations(config).items()
         if names is None or name in names
     }
     return parameter_tree(made)
+
+
+def initial_value(
+    seed: int, name: str, initializer: Initializer, shape: tuple[int, ...], place: Sharding | None
+) -> jax.Array:
+    """A fresh float32 parameter, made where it shall lie; None: on the default device."""
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    return _maker(initializer, shape, place)(key)  # type: ignore[arg-type]  # it is hashable
 
 
 @functools.lru_cache(maxsize=256)
@@ -78,9 +89,19 @@ def parameter_shardings(config: ModelConfig, sharding: LogicalSharding) -> Param
     Raises:
         UserError: a rule does not divide a dimension, or uses one mesh axis twice.
     """
-    axes = logical_axes(config)
-    shapes = named_parameters(abstract_parameters(config))
-    return parameter_tree({name: sharding.named(axes[name], shapes[name].shape) for name in axes})
+    return tree_shardings(logical_axes(config), abstract_parameters(config), sharding)
+
+
+def tree_shardings(
+    axes: Mapping[str, LogicalAxes], shapes: Parameters, sharding: LogicalSharding
+) -> Parameters:
+    """The NamedSharding of each array of a tree, from its logical axes by dotted name."""
+    return parameter_tree(
+        {
+            name: sharding.named(axes[name], leaf.shape)
+            for name, leaf in named_parameters(shapes).items()
+        }
+    )
 
 
 def named_parameters(parameters: Parameters) -> dict[str, Any]:

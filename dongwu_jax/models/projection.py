@@ -9,14 +9,23 @@ from flax import nnx
 
 from dongwu_jax.config.sections import PrecisionConfig
 from dongwu_jax.models import fp8
+from dongwu_jax.models.adapted_weight import AdaptedWeight, adapter_axes
 from dongwu_jax.parallel.weights import gradient_dtype
 
 Project = Callable[[jax.Array, nnx.Param], jax.Array]
 """([batch, length, in...], [in..., out...]) -> [batch, length, out...]"""
 
 
-def projections(precision: PrecisionConfig, num_layers: int) -> list[Project]:
-    """What multiplies activations with weights in each block."""
+def projections(
+    precision: PrecisionConfig, num_layers: int, adapted: bool = False
+) -> list[Project]:
+    """What multiplies activations with weights in each block.
+
+    Args:
+        adapted: whether some of the weights have adapters.
+    """
+    if adapted:
+        return [project_adapted] * num_layers
     chosen = fp8_layers(precision, num_layers)
     return [project_fp8 if layer in chosen else project for layer in range(num_layers)]
 
@@ -44,6 +53,18 @@ def project(x: jax.Array, weight: nnx.Param) -> jax.Array:
 def project_fp8(x: jax.Array, weight: nnx.Param) -> jax.Array:
     """The product of operands rounded to 8 bits (see `fp8.py`), shapes as in `project`."""
     return fp8.product(x, weight.get_value())
+
+
+def project_adapted(x: jax.Array, weight: nnx.Param) -> jax.Array:
+    """The product with a weight and its adapter, if it has one; shapes as in `project`."""
+    value = weight.get_value()
+    if not isinstance(value, AdaptedWeight):
+        return project(x, weight)
+    axes = weight.get_metadata("axes")
+    down_axes, up_axes = adapter_axes(axes)
+    narrow = _times(x, value.down, gradient_dtype(down_axes))
+    added = _times(narrow, value.up, gradient_dtype(up_axes))
+    return _times(x, value.base, gradient_dtype(axes)) + value.scale * added
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -32,6 +32,7 @@ WEIGHT_RULES: Rules = {
     "head_dim": (),
     "mlp": ("tensor",),
     "norm": (),
+    "adapter_embed": (),
 }
 # `length` is the sequence inside feed-forward and loss, `residual_length` that of the residual
 # stream between blocks (Megatron's sequence parallelism), `attention_length` that of attention.
@@ -55,6 +56,7 @@ _UNSPLIT: Rules = dict.fromkeys(
         "each_pair",
         "each_entry",
         "teacher_hidden",
+        "adapter_rank",
     ),
     (),
 )

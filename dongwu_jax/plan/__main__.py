@@ -92,6 +92,11 @@ def _planned_run(config: RunConfig) -> RunConfig:
     Raises:
         UserError: the model comes with weights that are not here and the run does not describe it.
     """
+    if config.lora.rank:
+        raise UserError(
+            f"lora.rank={config.lora.rank}: the plan knows no adapters yet; with lora.rank=null it "
+            "plans the training of all weights, which needs more of everything"
+        )
     origin = config.training.initial_weights or config.training.continue_from
     if origin is None:
         return config

@@ -30,6 +30,7 @@ from dongwu_jax.training.checkpoint_files import FilesHandler, SaveFiles
 from dongwu_jax.training.checkpoint_folders import newest_step
 from dongwu_jax.training.state import TrainState
 from dongwu_jax.training.streamed_weights import ArrayReader, UnreadArray, unread_arrays_handler
+from dongwu_jax.training.trained_weights import abstract_trained
 
 DataState = dict[str, Any]
 
@@ -162,11 +163,13 @@ class WeightReader(Mapping[str, np.ndarray]):
             UserError: there is no complete checkpoint, or it is damaged.
         """
         step = newest_step(path)
-        self.config = read_model_config(step)
+        self.run = read_run_config(step)
         self.iteration = int(step.name)  # training steps done; 0: weights alone
-        self.consumed_samples = _consumed_samples(step)
+        data_state = _data_state(step)
+        self.consumed_samples: int | None = data_state.get("consumed_samples")
+        self.base_weights: DataState | None = data_state.get("base_weights")  # beneath adapters
         self.arrays = _stored_arrays(step)
-        shapes = named_parameters(abstract_parameters(self.config))
+        shapes = named_parameters(abstract_trained(self.run))
         _check_same_shapes(step, self.arrays, shapes)
         self._step, self._names = step, list(shapes)
         self._reader = ArrayReader(step / "parameters")
@@ -258,12 +261,12 @@ def _storage_problem(error: Exception) -> str:
     return str(cause).partition("\n")[0][:300]
 
 
-def _consumed_samples(step: Path) -> int | None:
-    """Training samples seen before a step; None where only weights were kept."""
+def _data_state(step: Path) -> DataState:
+    """Where a step stands in the data; empty where only weights were kept."""
     if not (step / "data").is_dir():
-        return None
+        return {}
     with _reading(step), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(step.absolute() / "data").get("consumed_samples")
+        return reader.restore(step.absolute() / "data")
 
 
 def _stored_arrays(step: Path) -> dict[str, Any]:

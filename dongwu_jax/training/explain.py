@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from dongwu_jax.config import RunConfig
 from dongwu_jax.models.parameters import (
-    abstract_parameters,
+    Parameters,
     cast_matrices,
     logical_axes,
     named_parameters,
@@ -21,6 +21,7 @@ from dongwu_jax.parallel.sharding import Activation, LogicalAxes, LogicalShardin
 from dongwu_jax.training.batches import BATCH_AXES, BatchLayout
 from dongwu_jax.training.state import abstract_state
 from dongwu_jax.training.step import make_objective
+from dongwu_jax.training.trained_weights import abstract_frozen, abstract_trained, trained_axes
 
 _LAYER = re.compile(r"^layers\.\d+\.")
 _BLOCK = ("Block", "Attention", "attention kernel", "MLP")  # what makes a block's activations
@@ -35,7 +36,7 @@ def explain_sharding(config: RunConfig, devices: list[jax.Device]) -> list[Table
     sharding = make_sharding(config, devices)
     return [
         _mesh_table(sharding),
-        _weights_table(config, sharding),
+        *_weight_tables(config, sharding),
         _activations_table(config, sharding),
     ]
 
@@ -48,11 +49,23 @@ def _mesh_table(sharding: LogicalSharding) -> Table:
     return table
 
 
-def _weights_table(config: RunConfig, sharding: LogicalSharding) -> Table:
+def _weight_tables(config: RunConfig, sharding: LogicalSharding) -> list[Table]:
+    what = "Adapters" if config.lora.rank else "Weights"
+    title = f"{what}, stored in float32; Adam keeps two more arrays like each of these"
+    trained = _weights_table(title, abstract_trained(config), trained_axes(config), sharding)
+    if not config.lora.rank:
+        return [trained]
+    frozen = abstract_frozen(config, sharding).base
+    title = f"Weights beneath the adapters, in {config.precision.compute_dtype}"
+    return [trained, _weights_table(title, frozen, logical_axes(config.model), sharding)]
+
+
+def _weights_table(
+    title: str, weights: Parameters, axes: Mapping[str, LogicalAxes], sharding: LogicalSharding
+) -> Table:
     """Weights as they are stored; blocks are alike, so one line stands for all of them."""
-    table = _table("Weights, stored in float32; Adam keeps two more arrays like each of these")
-    shapes = named_parameters(abstract_parameters(config.model))
-    axes = logical_axes(config.model)
+    table = _table(title)
+    shapes = named_parameters(weights)
     counts = Counter(_LAYER.sub("layers.*.", name) for name in shapes)
     total = 0
     for name, shape in shapes.items():
@@ -60,7 +73,15 @@ def _weights_table(config: RunConfig, sharding: LogicalSharding) -> Table:
         total += math.prod(local) * shape.dtype.itemsize
         common = _LAYER.sub("layers.*.", name)
         if common in counts:
-            _add(table, sharding, common, str(counts.pop(common)), axes[name], local, "float32")
+            _add(
+                table,
+                sharding,
+                common,
+                str(counts.pop(common)),
+                axes[name],
+                local,
+                shape.dtype.name,
+            )
     table.add_section()
     table.add_row("all weights", "", "", "", "", "", _size(total))
     return table
@@ -108,7 +129,8 @@ def _traced_activations(config: RunConfig, sharding: LogicalSharding) -> Iterabl
         abstract_state(config, sharding).parameters,
     )
     with recording() as activations:
-        jax.eval_shape(objective.loss, weights, BatchLayout(config, sharding).abstract(), {})
+        batch, frozen = BatchLayout(config, sharding).abstract(), abstract_frozen(config, sharding)
+        jax.eval_shape(objective.loss, weights, batch, frozen)
     return activations
 
 

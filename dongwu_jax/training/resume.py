@@ -32,6 +32,11 @@ def check_same_run(directory: Path, config: RunConfig) -> None:
         for name in was
         if was[name] != now_is[name]
     ]
+    differences += [
+        f"lora.{name} was {was_set} and is {now_set}"
+        for name, was_set in saved.lora.model_dump().items()
+        if was_set != (now_set := getattr(config.lora, name))
+    ]
     changed = _distillation_changes(saved, config)
     if changed:
         logger.warning("since the checkpoint, distillation has changed: %s", "; ".join(changed))

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import optax
 
 from dongwu_jax.config import ModelConfig, RunConfig
-from dongwu_jax.models.parameters import (
-    Parameters,
-    abstract_parameters,
-    initial_parameters,
-    parameter_shardings,
-)
+from dongwu_jax.models.parameters import Parameters
 from dongwu_jax.parallel.sharding import LogicalSharding
 from dongwu_jax.training.optimizer import make_optimizer
+from dongwu_jax.training.trained_weights import (
+    abstract_trained,
+    initial_trained,
+    trained_shardings,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -44,6 +44,10 @@ LoadParameters = Callable[[ModelConfig, Parameters], Parameters]
 LoadMoments = Callable[[ModelConfig, Parameters], AdamMoments]
 
 
+LoadFrozen = Callable[[ModelConfig, Parameters, str], Parameters]
+"""Gives weights from the model config, the sharding of each, and the dtype of matrices."""
+
+
 @dataclass(frozen=True)
 class StartingPoint:
     """Where a run begins that has no checkpoint of its own."""
@@ -51,14 +55,15 @@ class StartingPoint:
     load_parameters: LoadParameters | None = None  # None: fresh weights from `training.seed`
     step: int = 0  # steps that another trainer has done
     load_moments: LoadMoments | None = None  # None: zero
+    load_base: LoadFrozen | None = None  # beneath adapters; needed by a resumed run, too
 
 
 def abstract_state(config: RunConfig, sharding: LogicalSharding) -> Any:
     """A TrainState of shapes, dtypes and shardings, without allocating it."""
-    shardings = parameter_shardings(config.model, sharding)
+    shardings = trained_shardings(config, sharding)
     parameters = jax.tree.map(
         lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
-        abstract_parameters(config.model),
+        abstract_trained(config),
         shardings,
     )
     optimizer_state = jax.eval_shape(make_optimizer(config.optimizer).init, parameters)
@@ -81,7 +86,7 @@ def initial_state(config: RunConfig, sharding: LogicalSharding, start: StartingP
     abstract = abstract_state(config, sharding)
     target = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     if start.load_parameters is None:
-        parameters = initial_parameters(config.model, config.training.seed, target.parameters)
+        parameters = initial_trained(config, target.parameters)
     else:
         parameters = start.load_parameters(config.model, target.parameters)
     if start.load_moments is None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dongwu_jax.config import RunConfig
 from dongwu_jax.errors import UserError
-from dongwu_jax.models.parameters import Parameters, cast_matrices
+from dongwu_jax.models.parameters import cast_matrices
 from dongwu_jax.parallel.sharding import LogicalSharding
 from dongwu_jax.training.attention import attention_of
 from dongwu_jax.training.compilation import compiler_options
@@ -17,6 +17,7 @@ from dongwu_jax.training.losses import Batch, LanguageModelLoss, LossFunction
 from dongwu_jax.training.optimizer import clip_by_global_norm, make_optimizer
 from dongwu_jax.training.schedules import make_schedule
 from dongwu_jax.training.state import TrainState, abstract_state
+from dongwu_jax.training.trained_weights import Frozen
 
 Metrics = dict[str, jax.Array]
 
@@ -57,7 +58,7 @@ def make_train_step(
 
     The loss is the mean over all unmasked tokens of the global batch, however it is cut into micro
     batches. Metrics are float32 scalars: loss and what else the loss function names, gradient_norm
-    (before clipping), learning_rate. `frozen` are weights of the loss function that nothing trains.
+    (before clipping), learning_rate. `frozen` are weights that nothing trains; None: none.
     """
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config)
@@ -66,11 +67,11 @@ def make_train_step(
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, sharding))
 
     def step(
-        state: TrainState, batch: Batch, frozen: Parameters | None = None
+        state: TrainState, batch: Batch, frozen: Frozen | None = None
     ) -> tuple[TrainState, Metrics]:
         scale = 1.0 / jnp.maximum(jnp.sum(batch["loss_mask"]), 1.0)
         weights = cast_matrices(state.parameters, dtype)
-        losses, gradients = objective.loss_and_gradients(weights, batch, scale, frozen or {})
+        losses, gradients = objective.loss_and_gradients(weights, batch, scale, frozen or Frozen())
         gradients, gradient_norm = clip_by_global_norm(gradients, config.optimizer.clip_norm)
         updates, optimizer_state = optimizer.update(
             gradients, state.optimizer_state, state.parameters
@@ -91,11 +92,11 @@ def make_train_step(
 
 
 def make_evaluation_step(config: RunConfig, objective: Objective) -> jax.stages.Wrapped:
-    """Compile-ready `(state, batch) -> {"loss_sum", "weight"}` over one global batch."""
+    """Compile-ready `(state, batch, frozen) -> {"loss_sum", "weight"}` over one global batch."""
 
-    def step(state: TrainState, batch: Batch) -> Metrics:
+    def step(state: TrainState, batch: Batch, frozen: Frozen) -> Metrics:
         weights = cast_matrices(state.parameters, config.precision.compute_dtype)
-        loss_sum = objective.loss(weights, batch, {})
+        loss_sum = objective.loss(weights, batch, frozen)
         return {"loss_sum": loss_sum, "weight": jnp.sum(batch["loss_mask"])}
 
     return jax.jit(_exactly(step, config), compiler_options=_options(config, objective.sharding))

@@ -39,7 +39,8 @@ class Throughput:
     ):
         length, convention = config.data.sequence_length, config.logging.flops_convention
         self._tokens = config.training.global_batch_size * length
-        of_a_token = flops_per_token(config.model, length, convention)
+        adapters = config.lora.rank is not None
+        of_a_token = flops_per_token(config.model, length, convention, frozen=adapters)
         if teacher is not None:  # a forward pass, of a training's three
             of_a_token += flops_per_token(teacher, length, convention) / 3
         self._flops = self._tokens * of_a_token

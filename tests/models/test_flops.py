@@ -41,3 +41,12 @@ def test_peaks():
     assert peak_tflops("NVIDIA H100 80GB HBM3") == 989.4
     assert peak_tflops("NVIDIA A100-SXM4-80GB") == 312.0
     assert peak_tflops("cpu") is None
+
+
+def test_beneath_adapters_matrices_have_no_gradients():
+    """A third less for all products with weights; attention keeps its three."""
+    config = model(40, 5120, 40, 40, 13824)
+    attention = 12 * 40 * 5120 * 4096
+    whole = flops_per_token(config, 4096, "V2")
+    frozen = flops_per_token(config, 4096, "V2", frozen=True)
+    assert frozen - attention == pytest.approx(2 / 3 * (whole - attention))

@@ -14,6 +14,7 @@ from dongwu_jax.data.indexed_dataset_writer import IndexedDatasetWriter
 from dongwu_jax.errors import UserError
 from dongwu_jax.models.attention import causal_attention
 from dongwu_jax.models.parameters import bind
+from dongwu_jax.training.trained_weights import Frozen
 from dongwu_jax.training.trainer import Trainer
 
 LENGTH = 32
@@ -82,7 +83,7 @@ def test_packed_loss_and_gradients_are_those_of_each_alone(mesh, tmp_path):
     assert local["segments"].max() > 1  # packed, or equality says nothing
     objective = trainer._objective("cpu")
     losses, gradients = jax.jit(objective.loss_and_gradients)(
-        weights, trainer.layout.place(local), jnp.float32(1), {}
+        weights, trainer.layout.place(local), jnp.float32(1), Frozen()
     )
     one = jax.devices()[0]
     expected, expected_gradients = alone(config, jax.device_put(weights, one), local)
@@ -103,7 +104,8 @@ def test_a_conversation_never_sees_its_neighbours(tmp_path):
     only_second = local | {"loss_mask": local["loss_mask"] * second}
     changed = only_second | {"tokens": np.where(second, local["tokens"], 5)}
     losses = [
-        float(loss(weights, trainer.layout.place(batch), {})) for batch in (only_second, changed)
+        float(loss(weights, trainer.layout.place(batch), Frozen()))
+        for batch in (only_second, changed)
     ]
     assert losses[0] > 1
     assert losses[0] == losses[1]

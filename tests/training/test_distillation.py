@@ -157,7 +157,7 @@ def test_the_teacher_has_its_own_layout(tmp_path):
     split = trainer_of(tmp_path / "split", mesh)
     of = {"whole": whole, "split": split}
     shapes = {
-        name: t._frozen["layers"][0]["mlp"]["up_proj"].addressable_shards[0].data.shape
+        name: t._frozen.teacher["layers"][0]["mlp"]["up_proj"].addressable_shards[0].data.shape
         for name, t in of.items()
     }
     assert shapes == {"whole": (48, 96), "split": (12, 96)}

@@ -72,3 +72,24 @@ def test_counts_of_blocks(scan_layers, tmp_path):
     config = run_config(tmp_path, training={"scan_layers": scan_layers})
     printed = {row[0]: row for row in rows(explain_sharding(config, jax.devices())[2])}
     assert (printed["Block.normalise"][1], printed["MLP"][1]) == ("4", "2")
+
+
+def test_adapters_and_what_lies_beneath_them(tmp_path):
+    config = run_config(
+        tmp_path,
+        mesh={"fsdp": 2, "tensor": 4},
+        lora={"rank": 4},
+        training={"initial_weights": "a/model"},
+        precision={"compute_dtype": "bfloat16"},
+    )
+    _, adapters, weights, activations = explain_sharding(config, jax.devices())
+    printed = {row[0]: row for row in rows(adapters)}
+    assert printed["layers.*.mlp.up_proj.up"][2:6] == [
+        "adapter_rank, mlp",
+        "-, tensor",
+        "4, 16",
+        "float32",
+    ]
+    printed = {row[0]: row for row in rows(weights)}
+    assert printed["layers.*.mlp.up_proj"][3:6] == ["fsdp, tensor", "16, 16", "bfloat16"]
+    assert any(row[0] == "attention kernel" for row in rows(activations))

@@ -55,7 +55,7 @@ def test_stored_as_it_came(tmp_path, dtype):
     values = weights(dtype)
     reader = WeightReader(save(tmp_path / "model", values, dtype))
     assert (reader.dtype, reader.iteration, reader.consumed_samples) == (dtype, 0, None)
-    assert reader.config == CONFIG
+    assert reader.run.model == CONFIG
     assert set(reader) == set(values)
     for name, value in reader.items():
         assert value.dtype == DTYPES[dtype]
