@@ -149,10 +149,10 @@ def _measure(config: RunConfig, steps: int, xla_options: dict[str, str | bool]) 
     """Run the training step on random tokens and the GPUs that are here."""
     import jax
     import numpy as np
-    from kernel_table import communication, read_kernels
 
     from dongwu_jax.models.flops import flops_per_token
     from dongwu_jax.parallel.layout import make_sharding
+    from dongwu_jax.profiling.kernels import communication, read_kernels
     from dongwu_jax.training.batches import BatchLayout
     from dongwu_jax.training.state import StartingPoint, initial_state
     from dongwu_jax.training.step import make_objective, make_train_step

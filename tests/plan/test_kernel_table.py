@@ -1,11 +1,8 @@
 """What kernels of a profile are counted as."""
 
-from pathlib import Path
-
 import pytest
-from command_lines import load_script
 
-table = load_script(Path(__file__).parents[2] / "benchmarks" / "kernel_table.py")
+from dongwu_jax.profiling import kernels
 
 EVENTS = [
     ("nvjet_sm90_tst_128x160_64x5_2x1_v_bz_NNT", 0.0, 2.0),
@@ -17,7 +14,7 @@ EVENTS = [
 
 
 def test_seconds_by_purpose():
-    assert table.by_purpose(EVENTS) == {
+    assert kernels.by_purpose(EVENTS) == {
         "matrix products": 2.0,
         "exchanges": 2.5,
         "attention": 1.0,
@@ -26,5 +23,14 @@ def test_seconds_by_purpose():
 
 
 def test_exchanges_and_what_of_them_nothing_hides():
-    busy, exposed = table.communication(EVENTS)
+    busy, exposed = kernels.communication(EVENTS)
     assert (busy, exposed) == pytest.approx((2.5, 1.5))
+
+
+def test_a_table_of_two_steps():
+    table = kernels.kernel_table(EVENTS)
+    assert (table.total, table.elapsed, table.idle) == pytest.approx((6.0, 5.5, 0.5))
+    record = kernels.as_record(table, steps=2)
+    assert record["elapsed_ms"] == pytest.approx(2750)
+    assert record["kernels"][0] == [EVENTS[1][0], pytest.approx(1250), 0.5]
+    assert dict(record["purposes"])["attention"] == pytest.approx(500)

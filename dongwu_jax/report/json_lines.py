@@ -1,0 +1,37 @@
+"""Files of one JSON object a line, as a run that may be killed at any moment leaves them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from dongwu_jax.errors import UserError
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The complete lines; half a line, left by a kill, is passed over. Nothing if no file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    record = orjson.loads(line)
+                except orjson.JSONDecodeError:
+                    continue
+                if isinstance(record, dict):
+                    yield record
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def number(value: Any, otherwise: float = float("nan")) -> float:
+    """A field of a record as a number; whatever is none counts as absent."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return otherwise
