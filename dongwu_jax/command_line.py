@@ -14,13 +14,14 @@ _CHATTY_LIBRARIES = ("absl", "jax", "orbax", "grain", "lm_eval", "datasets", "ma
 
 
 def run_command_line(main: Callable[[], int | None]) -> None:
-    """Run `main` and exit: 0 on success, 1 with one clear line on a `UserError`, 130 on Ctrl-C."""
+    """Run `main` and exit: 0 on success, one clear line on a `UserError` and its exit code (1),
+    130 on Ctrl-C."""
     _configure_logging()
     try:
         sys.exit(main())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

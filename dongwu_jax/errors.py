@@ -7,3 +7,5 @@ class UserError(Exception):
     The message names the file or field, the value found and the fix. Command lines print it
     without a stack trace; any other exception is a defect of ours and keeps its trace.
     """
+
+    exit_code = 1

@@ -9,17 +9,22 @@ import os
 import sys
 import time
 
+from dongwu_jax import exit_codes
 from dongwu_jax.command_line import positive_int, run_command_line
 from dongwu_jax.config import RunConfig, dump_config, load_config
 from dongwu_jax.config.help import config_help
 from dongwu_jax.errors import UserError
 from dongwu_jax.parallel.cluster_detection import Cluster, detect_cluster
 from dongwu_jax.parallel.distributed import initialization_timeout, joined
+from dongwu_jax.parallel.lifelines import Lifelines
+from dongwu_jax.parallel.stop_agreement import StopAgreement
+from dongwu_jax.parallel.switchboard import Switchboard
+from dongwu_jax.training.stopping import StopSignals, end_this_process, stop_after, time_limit
 from dongwu_jax.training.watchdog import Watchdog, make_watchdog
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, build, run."""
+    """Parse, build, run; the exit code."""
     began = time.time()
     options = _parse(arguments)
     if options.help_config:
@@ -30,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.stop_after is not None and options.stop_after < 0:
         raise UserError(f"--stop-after {options.stop_after}: must be 0 or more")
     timeout = initialization_timeout(options.initialization_timeout)
+    exit_after = time_limit(options.exit_after) if options.exit_after else None
     if options.print_config:
         _print_config(load_config(options.config, options.overrides))
         return 0
@@ -39,12 +45,21 @@ def main(arguments: list[str] | None = None) -> int:
     # Joined first: a process that then fails, be it over the configuration, tells the others.
     cluster = _cluster(options)
     _allow_most_host_memory()
-    with joined(cluster, timeout):
+    with joined(cluster, timeout) as lifelines:
         config = load_config(options.config, options.overrides)
+        agreement = StopAgreement(lifelines.switchboard if lifelines else Switchboard())
+        if exit_after is not None:
+            stop_after(agreement, exit_after - (time.time() - began))
         # Around loading, too: opening the data is where a shared file system hangs.
-        with make_watchdog(config, cluster.process_id if cluster else 0) as watchdog:
-            _train(config, watchdog, began, options.stop_after, timeout)
-    return 0
+        with (
+            make_watchdog(config, cluster.process_id if cluster else 0) as watchdog,
+            _stop_signals(agreement, lifelines),
+        ):
+            return _train(config, watchdog, agreement, began, options.stop_after, timeout)
+
+
+def _stop_signals(agreement: StopAgreement, lifelines: Lifelines | None) -> StopSignals:
+    return StopSignals(agreement, lifelines.stop if lifelines else end_this_process)
 
 
 def _cluster(options: argparse.Namespace) -> Cluster | None:
@@ -85,10 +100,12 @@ def _explain_sharding(config: RunConfig, devices: int | None) -> None:
 def _train(
     config: RunConfig,
     watchdog: Watchdog,
+    agreement: StopAgreement,
     began: float,
     stop_after: int | None,
     timeout_seconds: float,
-) -> None:
+) -> int:
+    """Run; the exit code."""
     from dongwu_jax.interop.initial_weights import resolve_initial_weights
     from dongwu_jax.interop.teacher import resolve_teacher
     from dongwu_jax.parallel.same_settings import check_same_settings
@@ -97,7 +114,9 @@ def _train(
     config, start = resolve_initial_weights(config)
     config, teacher = resolve_teacher(config)
     check_same_settings(config, timeout_seconds)
-    Trainer(config, start, teacher, watchdog, began).run(stop_after)
+    trainer = Trainer(config, start, teacher, watchdog, began, agreement)
+    trainer.run(stop_after)
+    return exit_codes.SAVED if trainer.stopped_early else exit_codes.DONE
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -136,6 +155,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         type=int,
         metavar="N",
         help="save and stop after N steps of this run; 0 saves the initial weights",
+    )
+    parser.add_argument(
+        "--exit-after",
+        metavar="TIME",
+        help="save and stop when this time has passed since the start, e.g. 3h50m, with exit code "
+        f"{exit_codes.SAVED}: the same command goes on. SIGTERM and SIGUSR1 do the same at once",
     )
     _add_cluster_flags(parser)
     options = parser.parse_intermixed_args(arguments)

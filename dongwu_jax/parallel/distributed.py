@@ -21,8 +21,10 @@ _SHUTDOWN_SECONDS = 300
 
 
 @contextmanager
-def joined(cluster: Cluster | None, timeout_seconds: float) -> Iterator[None]:
+def joined(cluster: Cluster | None, timeout_seconds: float) -> Iterator[Lifelines | None]:
     """Be one of the processes of a run; when one fails, all end with a message.
+
+    Gives the lines to the other processes; None: it is alone.
 
     Args:
         cluster: this process's place; None: it is alone, and nothing is done.
@@ -32,7 +34,7 @@ def joined(cluster: Cluster | None, timeout_seconds: float) -> Iterator[None]:
         UserError: the processes do not come together.
     """
     if cluster is None:
-        yield
+        yield None
         return
     logger.info(describe(cluster))
     started = time.perf_counter()
@@ -41,7 +43,7 @@ def joined(cluster: Cluster | None, timeout_seconds: float) -> Iterator[None]:
     try:
         lifelines.ask_process_0(_initialize(cluster, timeout_seconds))
         _report_all_here(attendance, time.perf_counter() - started)
-        yield
+        yield lifelines
     except (Exception, KeyboardInterrupt) as error:
         lifelines.fail(error)
     lifelines.finish()

@@ -14,10 +14,11 @@ import time
 import traceback
 from typing import Any, NoReturn, Protocol
 
+from dongwu_jax import exit_codes
 from dongwu_jax.errors import UserError
 from dongwu_jax.parallel.roll_call import Attendance, Connection
+from dongwu_jax.parallel.switchboard import Switchboard
 
-PEER_LOST_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, goes on
 # How long a process that failed waits to hear that another failed first.
 _SECONDS_FOR_THE_CAUSE = 5.0
 # How long the others have to end by themselves when one says why it stops: often all fail alike.
@@ -39,11 +40,17 @@ class KeyValueStore(Protocol):
 
 
 class Lifelines:
-    """Ties this process to the others from the roll call on."""
+    """Ties this process to the others from the roll call on.
+
+    Attributes:
+        hosts: name of each process's host.
+        switchboard: for what the processes have to tell each other.
+    """
 
     def __init__(self, process_id: int, attendance: Attendance):
-        self._process_id, self._hosts = process_id, attendance.hosts
+        self._process_id, self.hosts = process_id, attendance.hosts
         self._connections = attendance.connections
+        self.switchboard = Switchboard(process_id, attendance.connections)
         self._finished: set[int] = set()
         self._told = threading.Event()  # that another process ended
         self._ending = threading.Lock()  # of whoever ends this process
@@ -76,19 +83,24 @@ class Lifelines:
         Where another process has failed before, its end is named instead of what followed here.
         """
         own = isinstance(error, UserError | KeyboardInterrupt)
-        followed = not own and self._told.wait(_SECONDS_FOR_THE_CAUSE)
-        if followed or not self._ending.acquire(blocking=False):
+        if not own and self._told.wait(_SECONDS_FOR_THE_CAUSE):
             threading.Event().wait()  # the watching thread ends the process
         if isinstance(error, UserError):
-            reason = str(error)
+            reason, exit_code = str(error), error.exit_code
         elif isinstance(error, KeyboardInterrupt):
-            reason = "interrupted"
+            reason, exit_code = "interrupted", exit_codes.INTERRUPTED
         else:
             traceback.print_exception(error)
-            reason = f"{type(error).__name__}: {error}"
+            reason, exit_code = f"{type(error).__name__}: {error}", exit_codes.FAILED
+        self.stop(reason, exit_code)
+
+    def stop(self, reason: str, exit_code: int) -> NoReturn:
+        """End this process with an exit code, and with it all others, which are told why."""
+        if not self._ending.acquire(blocking=False):
+            threading.Event().wait()  # another thread ends the process
         own_name = self._name(self._process_id)
         self._broadcast({"stopped": f"{own_name} stopped: {reason}"})
-        self._end(f"{own_name}: {reason}", 130 if isinstance(error, KeyboardInterrupt) else 1)
+        self._end(f"{own_name}: {reason}", exit_code)
 
     def _watch(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -128,6 +140,8 @@ class Lifelines:
                 self._stop_with(str(message["stopped"]), _SECONDS_TO_END)
             elif "lost" in message:
                 self._stop_with(str(message["lost"]), 0)
+            else:
+                self.switchboard.take_in(rank, message)
 
     def _stop_with(self, reason: str, seconds_to_end: float) -> None:
         """End this process because of another, unless it ends by itself first."""
@@ -139,7 +153,7 @@ class Lifelines:
             self._end(
                 f"{reason}. {self._name(self._process_id)} stops too; the same command goes "
                 "on from the newest checkpoint",
-                PEER_LOST_EXIT_CODE,
+                exit_codes.PEER_LOST,
             )
 
     def _broadcast(self, message: dict[str, Any]) -> None:
@@ -158,4 +172,4 @@ class Lifelines:
         os._exit(exit_code)
 
     def _name(self, rank: int) -> str:
-        return f"process {rank} ({self._hosts[rank]})"
+        return f"process {rank} ({self.hosts[rank]})"

@@ -7,6 +7,7 @@ Every line has `time` (seconds since the epoch, UTC), `utc` (the same for people
     compiled: seconds
     pause: what (evaluation, checkpoint, closing), step, seconds
     data: first_step, last_step, samples drawn from each dataset of the blend between them
+    stop: reason (a signal or a time limit), step; before the `end`
     end: reason (finished, stopped, interrupted, failed), step, message
 
 A process that is killed leaves no `end`. `dongwu_jax.report` makes a page of it.

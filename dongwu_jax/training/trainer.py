@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -20,6 +21,9 @@ from dongwu_jax.data.tokenizers import load_fitting_tokenizer, tokenizer_files
 from dongwu_jax.errors import UserError
 from dongwu_jax.models.parameters import Parameters, parameter_count, parameter_shardings
 from dongwu_jax.parallel.layout import make_sharding, teacher_sharding
+from dongwu_jax.parallel.stop_agreement import StopAgreement
+from dongwu_jax.parallel.switchboard import Switchboard
+from dongwu_jax.training.base_weights import check_same_base, describe_base
 from dongwu_jax.training.batches import BatchLayout
 from dongwu_jax.training.checkpoints import Checkpoints
 from dongwu_jax.training.compilation import keep_compiled_programs
@@ -36,8 +40,8 @@ from dongwu_jax.training.step import (
     make_objective,
     make_train_step,
 )
-from dongwu_jax.training.trained_weights import Frozen
 from dongwu_jax.training.throughput import Stopwatch, Throughput
+from dongwu_jax.training.trained_weights import Frozen
 from dongwu_jax.training.watchdog import Watchdog, make_watchdog
 
 logger = logging.getLogger(__name__)
@@ -54,6 +58,7 @@ class Trainer:
         watchdog: told of the steps; whoever enters it also covers the building of the trainer.
             None: nothing ends a run that hangs.
         began: when the work for this run began, in seconds since the epoch.
+        agreement: asked before each step whether it is still to be done.
     """
 
     config: RunConfig
@@ -61,7 +66,9 @@ class Trainer:
     teacher: TeacherModel | None = None
     watchdog: Watchdog | None = None
     began: float = field(default_factory=time.time)
+    agreement: StopAgreement = field(default_factory=lambda: StopAgreement(Switchboard()))
     _pending: tuple[int, Metrics] | None = field(default=None, init=False)
+    _base_weights: dict[str, Any] = field(default_factory=dict, init=False)  # beneath adapters
 
     def __post_init__(self) -> None:
         config, devices = self.config, jax.devices()
@@ -88,6 +95,7 @@ class Trainer:
         self._stopwatch = Stopwatch()
         self._watchdog = self.watchdog or make_watchdog(config, jax.process_index())
         self.run_log = open_run_log(config)
+        self.stopped_early = False  # by agreement
         self._reports: list[Report] = []
         self._last_reported = self._last_saved = 0
         self._always_reported: tuple[int, ...] = ()
@@ -114,6 +122,7 @@ class Trainer:
             model = self.config.model
             places = parameter_shardings(model, self.sharding)
             base = self.start.load_base(model, places, dtype)
+            self._base_weights = describe_base(base, dtype)
         if self.teacher is not None:
             model = self.teacher.config
             places = parameter_shardings(model, teacher_sharding(self.config, self.sharding, model))
@@ -121,7 +130,7 @@ class Trainer:
         return Frozen(base, teacher)
 
     def run(self, stop_after: int | None = None) -> TrainState:
-        """Train to the end, or for `stop_after` steps more, and save.
+        """Train to the end, for `stop_after` steps more, or until all agree to stop; and save.
 
         Returns:
             The last state.
@@ -178,6 +187,9 @@ class Trainer:
         check_same_run(self.checkpoints.directory, self.config)
         state, data_state = self.checkpoints.restore(abstract_state(self.config, self.sharding))
         check_same_data(self.checkpoints.directory, data_state, self.fingerprint, self.config)
+        if self._base_weights:
+            origin = self.config.training.initial_weights
+            check_same_base(data_state["base_weights"], self._base_weights, origin)
         logger.info("resumed at step %d from %s", int(state.step), self.checkpoints.directory)
         return state
 
@@ -185,7 +197,11 @@ class Trainer:
         self._always_reported = (first + 1, last)
         if first < last:
             train_step = self._compile(state)
+        done = first
         for step in range(first + 1, last + 1):
+            if not self.agreement.may_begin(step):
+                self._stop_early(done)
+                break
             waiting = time.perf_counter()
             batch = self.layout.place(next(loader))
             self._stopwatch.data_wait_seconds += time.perf_counter() - waiting
@@ -194,10 +210,17 @@ class Trainer:
             self._report_pending()
             self._pending = (step, metrics)
             self._pause(state, step)
+            done = step
         self._report_pending()
-        with self._pausing("saving the last checkpoint", "checkpoint", last):
-            self._save(state, last)
+        with self._pausing("saving the last checkpoint", "checkpoint", done):
+            self._save(state, done)
         return state
+
+    def _stop_early(self, done: int) -> None:
+        self.stopped_early = True
+        self._always_reported += (done,)
+        logger.info("%s: stopping after step %d", self.agreement.reason, done)
+        self.run_log.event("stop", reason=self.agreement.reason, step=done)
 
     def _compile(self, state: TrainState) -> jax.stages.Compiled:
         started = time.perf_counter()
@@ -236,6 +259,8 @@ class Trainer:
     def _save(self, state: TrainState, step: int) -> None:
         batch, first = self.config.training.global_batch_size, self._last_saved
         data_state = {"fingerprint": self.fingerprint, "consumed_samples": step * batch}
+        if self._base_weights:
+            data_state["base_weights"] = self._base_weights
         self.checkpoints.save(state, self.config, data_state, self.tokenizer_files)
         samples = samples_drawn(self.datasets.train, first * batch, step * batch)
         self.run_log.event("data", first_step=first, last_step=step, samples=samples)

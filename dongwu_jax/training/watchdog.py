@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from dongwu_jax import exit_codes
 from dongwu_jax.config import RunConfig
 from dongwu_jax.config.sections import GuardsConfig
 
-HANG_EXIT_CODE = 124
 _STEPS_REMEMBERED = 100
 # The processes of a run hang together: each has this long to write its stacks before one exits.
 _SECONDS_FOR_OTHERS = 10.0
@@ -121,7 +121,7 @@ class Watchdog:
         message = (
             f"{self._what} has not finished for {time.monotonic() - self._since:.0f} s (limit "
             f"{self._limit_seconds:.0f} s) in process {self._process_id}; the stacks of its "
-            f"threads follow, and are in {self._path}. Exit code {HANG_EXIT_CODE}; the same "
+            f"threads follow, and are in {self._path}. Exit code {exit_codes.HANG}; the same "
             "command goes on from the newest checkpoint"
         )
         print(f"error: {message}", file=sys.stderr, flush=True)
@@ -132,7 +132,7 @@ class Watchdog:
         started = time.monotonic()
         writing.join(_SECONDS_FOR_OTHERS)
         time.sleep(max(started + _SECONDS_FOR_OTHERS - time.monotonic(), 0))
-        os._exit(HANG_EXIT_CODE)
+        os._exit(exit_codes.HANG)
 
     def _write_stacks(self, message: str) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)

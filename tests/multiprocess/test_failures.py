@@ -7,8 +7,7 @@ import time
 import pytest
 from process_group import losses, start, train, write_run
 
-from dongwu_jax.parallel.lifelines import PEER_LOST_EXIT_CODE
-from dongwu_jax.training.watchdog import HANG_EXIT_CODE
+from dongwu_jax import exit_codes
 
 # Long enough never to end by itself.
 LONG = {"duration": 100_000, "micro_batch_size": 1}
@@ -37,7 +36,7 @@ def test_a_killed_process_ends_the_others_and_a_relaunch_resumes_exactly(
     for rank in set(range(processes)) - {victim}:
         status = group.wait(rank, timeout=60)
         # JAX aborts when its coordinator dies, and may be faster than our exit.
-        assert status == PEER_LOST_EXIT_CODE or (victim == 0 and status == -signal.SIGABRT)
+        assert status == exit_codes.PEER_LOST or (victim == 0 and status == -signal.SIGABRT)
         assert f"process {victim} (" in group.output(rank)
         assert "is gone" in group.output(rank)
         assert "Traceback" not in group.output(rank)
@@ -54,7 +53,7 @@ def test_a_hang_becomes_stacks_and_an_exit(tmp_path, running):
     group = running(train(tmp_path, 2, devices=2))
     group.wait_until(lambda: len(losses(tmp_path)) > 5)
     group.processes[1].send_signal(signal.SIGSTOP)
-    assert group.wait(0, timeout=60) == HANG_EXIT_CODE
+    assert group.wait(0, timeout=60) == exit_codes.HANG
     stacks = (tmp_path / "run" / "hang.process0.txt").read_text()
     for text in (group.output(0), stacks):
         assert "has not finished for" in text
@@ -68,7 +67,7 @@ def test_a_process_0_that_stands_still_is_named(tmp_path, running):
     group = running(train(tmp_path, 2, devices=2))
     group.wait_until(lambda: len(losses(tmp_path)) > 5)
     group.processes[0].send_signal(signal.SIGSTOP)
-    assert group.wait(1, timeout=90) == PEER_LOST_EXIT_CODE
+    assert group.wait(1, timeout=90) == exit_codes.PEER_LOST
     assert re.search(r"process 0 \(.*\) has not answered for (2[5-9]|3\d) s", group.output(1))
 
 
@@ -90,7 +89,7 @@ def test_a_process_that_fails_tells_the_others_why(tmp_path, running):
     config = ["--config", str(tmp_path / "run.yaml")]
     group = running(start(tmp_path, [config, ["--config", str(tmp_path / "none.yaml")]], devices=2))
     assert group.wait(1) == 1
-    assert group.wait(0, timeout=60) == PEER_LOST_EXIT_CODE
+    assert group.wait(0, timeout=60) == exit_codes.PEER_LOST
     for rank in range(2):
         assert "none.yaml: cannot be read" in group.output(rank)
     assert "process 1 (" in group.output(0)

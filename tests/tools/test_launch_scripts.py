@@ -16,6 +16,7 @@ import pytest
 import yaml
 from runs import run_config
 
+from dongwu_jax import exit_codes
 from dongwu_jax.config import dump_config, load_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -46,7 +47,7 @@ sys.exit(max(abs(task.wait()) for task in tasks))
 """
 FAKE_SCONTROL = """#!/bin/sh
 echo "$@" >> scontrol.log
-[ "$1" = requeue ] || echo "JobState=$FAKE_STATE Requeue=1 Restarts=$FAKE_RESTARTS BatchFlag=1"
+[ "$1" = requeue ] || echo "JobState=$FAKE_STATE Requeue=1 BatchFlag=1"
 """
 # Writes what a process was given to DIR/NUMBER.json.
 REPORT = """
@@ -228,6 +229,60 @@ def test_one_failure_ends_all(fakes: Path, hosts: str, hearing: str) -> None:
     assert all_gone(started(fakes))
 
 
+# Process 0 ends with the next status of a list.
+NEXT_STATUS = """
+import os, pathlib, sys
+folder, number = pathlib.Path(sys.argv[1]), os.environ["JAX_PROCESS_ID"]
+if number != "0":
+    sys.exit(0)
+statuses = (folder / "statuses").read_text().split()
+(folder / "statuses").write_text(" ".join(statuses[1:]))
+sys.exit(int(statuses[0]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "statuses", "status", "left"),
+    [
+        ([], "75 0", 75, "0"),
+        (["--max-restarts", 0], "75 75 3 0", 3, "0"),
+        (["--max-restarts", 1], "3 75 77 3 0", 3, "0"),
+        (["--max-restarts", 9], "1 69 0 0", 0, "0"),
+        (["--max-restarts", 9], "3 76 0", 76, "0"),
+    ],
+    ids=str,
+)
+def test_what_is_started_again(
+    fakes: Path, flags: list[object], statuses: str, status: int, left: str
+) -> None:
+    (fakes / "statuses").write_text(statuses)
+    command = ["python", "-c", NEXT_STATUS, fakes]
+    done = finish(ssh_launch("nodeA slots=1\nnodeB slots=1", *flags, "--", *command))
+    assert done.returncode == status, done.stderr
+    assert (fakes / "statuses").read_text() == left
+
+
+SAVES = """
+import os, pathlib, signal, sys, time
+def save(*_):
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path(sys.argv[1], os.environ["JAX_PROCESS_ID"] + ".pid").write_text(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+def test_a_run_that_saves_itself_when_the_launcher_is_told_to_stop_says_so(fakes: Path) -> None:
+    command = ["python", "-c", SAVES, fakes]
+    flags = ["--max-restarts", 5]
+    launch = ssh_launch("nodeA slots=1\nnodeB slots=1", *flags, "--", *command)
+    launcher = subprocess.Popen(launch, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: len(started(fakes)) == 2)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(20) == exit_codes.SAVED
+    assert all_gone(started(fakes))
+
+
 def test_a_child_left_behind_does_not_hide_a_failure(fakes: Path) -> None:
     leave = f"sleep 300 & echo $! > {fakes}/$JAX_PROCESS_ID.pid; echo last words; exit 4"
     begin = time.monotonic()
@@ -368,7 +423,6 @@ def sbatch(folder: Path, *command: object, **variables: str) -> tuple[list[str],
         "SLURM_CPUS_ON_NODE": "6",
         "SLURM_SUBMIT_DIR": str(folder),
         "FAKE_STATE": "RUNNING",
-        "FAKE_RESTARTS": "0",
         **variables,
     }
     return ["bash", str(script), *map(str, command)], environment
@@ -415,19 +469,30 @@ def test_slurm_drops_what_an_outer_job_left_behind(fakes: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "restarts", "status", "again"),
+    ("ends_with", "state", "failures", "status", "again"),
     [
-        ("RUNNING", "0", 0, True),
-        ("RUNNING", "9", 0, True),
-        ("RUNNING", "10", 3, False),
-        ("CANCELLED", "0", 3, False),
+        (3, "RUNNING", 0, 0, True),
+        (3, "RUNNING", 9, 0, True),
+        (3, "RUNNING", 10, 3, False),
+        (3, "CANCELLED", 0, 3, False),
+        (exit_codes.SAVED, "RUNNING", 10, 0, True),
+        (exit_codes.SAVED, "CANCELLED", 0, exit_codes.SAVED, False),
+        (exit_codes.BAD_NUMBERS, "RUNNING", 0, exit_codes.BAD_NUMBERS, False),
+        (exit_codes.HARDWARE_FAULT, "RUNNING", 0, 0, True),
     ],
 )
-def test_slurm_queues_a_failed_job_again(
-    fakes: Path, state: str, restarts: str, status: int, again: bool
+def test_slurm_queues_a_job_again(
+    fakes: Path, ends_with: int, state: str, failures: int, status: int, again: bool
 ) -> None:
-    done = run_job(fakes, "bash", "-c", "exit 3", FAKE_STATE=state, FAKE_RESTARTS=restarts)
+    count = Path("logs/slurm-77/failures")
+    count.parent.mkdir(parents=True)
+    count.write_text(f"{failures}\n")
+    done = run_job(fakes, "bash", "-c", f"exit {ends_with}", FAKE_STATE=state)
     assert (done.returncode, requeued()) == (status, again)
+    if ends_with == exit_codes.SAVED and again:
+        assert not count.exists()
+    elif again:
+        assert count.read_text() == f"{failures + 1}\n"
 
 
 @pytest.mark.parametrize(
@@ -469,6 +534,8 @@ def jobset() -> dict:
 def test_jobset_restarts_whole_and_numbers_its_hosts(jobset: dict) -> None:
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
+    (rule,) = jobset["spec"]["failurePolicy"]["rules"]
+    assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
     assert jobset["spec"]["network"]["enableDNSHostnames"] is True
     (group,) = jobset["spec"]["replicatedJobs"]
     job = group["template"]["spec"]
@@ -478,6 +545,9 @@ def test_jobset_restarts_whole_and_numbers_its_hosts(jobset: dict) -> None:
     assert job["completionMode"] == "Indexed"
     assert job["backoffLimit"] == 0
     assert pod["restartPolicy"] == "Never"
+    (saved,) = job["podFailurePolicy"]["rules"]
+    assert saved["onExitCodes"]["values"] == [exit_codes.SAVED]
+    assert saved["onExitCodes"]["containerName"] == container["name"]
     assert str(job["parallelism"]) == str(job["completions"]) == variables["HOSTS"]
     name = jobset["metadata"]["name"]
     assert variables["COORDINATOR"].startswith(f"{name}-{group['name']}-0-0.{name}:")

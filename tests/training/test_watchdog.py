@@ -7,10 +7,11 @@ import time
 import pytest
 from runs import run_config
 
+from dongwu_jax import exit_codes
 from dongwu_jax.config import dump_config
 from dongwu_jax.config.sections import GuardsConfig
 from dongwu_jax.training import watchdog
-from dongwu_jax.training.watchdog import HANG_EXIT_CODE, Watchdog
+from dongwu_jax.training.watchdog import Watchdog
 
 SCRIPT = """
 import sys, time
@@ -94,7 +95,7 @@ def test_pauses_do_not_count_as_steps(clock, tmp_path):
 
 def test_a_hang_ends_the_process_with_its_stacks(tmp_path):
     ended = outcome(tmp_path / "logs")
-    assert ended.returncode == HANG_EXIT_CODE
+    assert ended.returncode == exit_codes.HANG
     written = (tmp_path / "logs" / "hang.process3.txt").read_text()
     for text in (ended.stderr, written):
         assert "step 5 has not finished for" in text
@@ -106,7 +107,7 @@ def test_a_pause_has_its_own_limit(tmp_path):
     harmless = "with dog.pause('saving'): time.sleep(0.45)"
     assert outcome(tmp_path, what=harmless).returncode == 0
     ended = outcome(tmp_path, what="with dog.pause('saving'): hang()")
-    assert ended.returncode == HANG_EXIT_CODE
+    assert ended.returncode == exit_codes.HANG
     assert "saving has not finished" in ended.stderr
 
 
@@ -130,7 +131,7 @@ def test_a_hang_while_the_data_is_opened_ends_the_process_too(tmp_path):
         text=True,
         timeout=60,
     )
-    assert ended.returncode == HANG_EXIT_CODE
+    assert ended.returncode == exit_codes.HANG
     assert "the start of the run has not finished" in ended.stderr
     assert "in hanging_disk" in ended.stderr
     assert "in hanging_disk" in (tmp_path / "run" / "hang.process0.txt").read_text()

@@ -14,7 +14,7 @@ Starts one process per GPU of this host and ends all of them when one fails.
   --first-process I         number of this host's first process
   --local-processes N       processes on this host, one a GPU (default 8)
   --log-directory DIR       a log per process, appended to (default logs)
-  --grace-seconds N         time that processes get to end before they are killed (default 30)
+  --grace-seconds N         time that processes get to save and end before they are killed (default 30)
   --stop-on-eof             stop when standard input closes, as it does when the launching host goes away
 
 Every line also appears here, with the number of its process in front. The exit status is the first that is not 0.

@@ -15,7 +15,9 @@ Starts one process per GPU on every host of a file over ssh and ends all of them
   --log-directory DIR     a log per process on the host where it runs (default logs)
   --env NAME[=VALUE]      set a variable on all hosts, here's value without =VALUE; may be repeated. PATH,
                           LD_LIBRARY_PATH, PYTHONPATH, VIRTUAL_ENV, JAX_*, NCCL_* and XLA_* are passed on anyway
-  --grace-seconds N       time that processes get to end before they are killed (default 30)
+  --grace-seconds N       time that processes get to save and end before they are killed (default 30)
+  --max-restarts N        start the command again when it has saved itself and asks for that (exit status 75), and up
+                          to N times in a row when it fails; not after 76, bad numbers that would come again (default: never)
   --dry-run               print the commands and start nothing
 
 The command runs in this folder, which every host has under the same path (a shared file system), without a password
@@ -31,7 +33,7 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source=supervise.sh
 source "$here/supervise.sh"
 
-hosts_file="" port=12355 log_directory=logs grace_seconds=30 dry_run="" given_variables=()
+hosts_file="" port=12355 log_directory=logs grace_seconds=30 max_restarts="" dry_run="" given_variables=()
 while (($#)); do
   case "$1" in
     --help | -h) usage && exit 0 ;;
@@ -45,6 +47,7 @@ while (($#)); do
     --log-directory) log_directory=$2 ;;
     --env) given_variables+=("$2") ;;
     --grace-seconds) grace_seconds=$2 ;;
+    --max-restarts) max_restarts=$2 ;;
     *) fail "unknown option $1; see --help (the command comes after --)" ;;
   esac
   shift 2
@@ -56,6 +59,7 @@ if [[ ! "$port" =~ ^[1-9][0-9]{0,4}$ ]] || ((port > 65535)); then
   fail "--port '$port': write a number from 1 to 65535"
 fi
 [[ "$grace_seconds" =~ ^(0|[1-9][0-9]*)$ ]] || fail "--grace-seconds '$grace_seconds': write a whole number"
+[[ "$max_restarts" =~ ^(|0|[1-9][0-9]*)$ ]] || fail "--max-restarts '$max_restarts': write a whole number"
 
 is_ipv6() {
   [[ "$1" =~ ^[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?$ && "$1" =~ ::|(:.*){7} ]]
@@ -157,26 +161,43 @@ check_hosts() {
 }
 check_hosts
 
-# The hosts' processes run as long as this pipe, the standard input of all ssh, is open here: it closes when this script
-# ends in whatever way, and with its connection on a host that is cut off.
-pipe_folder="$(mktemp -d)"
-mkfifo -- "$pipe_folder/open"
-exec 9<>"$pipe_folder/open" # for both, so as not to wait for a reader
-exec 8<"$pipe_folder/open"
-rm -rf -- "$pipe_folder"
-leaders=()
-for index in "${!hosts[@]}"; do
-  set -m
-  "${ssh_command[@]}" -- "${hosts[index]}" "${commands[index]}" <&8 8<&- 9>&- &
-  set +m
-  leaders+=("$!")
-done
-
 # shellcheck disable=SC2329 # called by supervise
 stop() {
   echo "stopping: $# of ${#hosts[@]} hosts still run" >&2
   exec 9>&-
 }
-status=0
-supervise "$((grace_seconds + 10))" stop "${leaders[@]}" || status=$?
-exit "$status"
+
+# Starts the command on all hosts and waits for its end. The hosts' processes run as long as a pipe, the standard input
+# of all ssh, is open here: it closes when this script ends in whatever way, and with its connection on a host that is
+# cut off.
+run_once() {
+  local pipe_folder index leaders=()
+  pipe_folder="$(mktemp -d)"
+  mkfifo -- "$pipe_folder/open"
+  exec 9<>"$pipe_folder/open" # for both, so as not to wait for a reader
+  exec 8<"$pipe_folder/open"
+  rm -rf -- "$pipe_folder"
+  for index in "${!hosts[@]}"; do
+    set -m
+    "${ssh_command[@]}" -- "${hosts[index]}" "${commands[index]}" <&8 8<&- 9>&- &
+    set +m
+    leaders+=("$!")
+  done
+  supervise "$((grace_seconds + 10))" stop "${leaders[@]}"
+}
+
+restarts=0
+while true; do
+  status=0
+  run_once || status=$?
+  if ((status == 0 || received || status == bad_numbers)) || [[ -z "$max_restarts" ]]; then
+    exit "$status"
+  elif ((status == saved)); then
+    echo "saved: starting again" >&2
+    restarts=0
+  else
+    ((restarts < max_restarts)) || exit "$status"
+    restarts=$((restarts + 1))
+    echo "exit status $status: starting again, for time $restarts of $max_restarts" >&2
+  fi
+done

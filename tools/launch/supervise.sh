@@ -1,6 +1,10 @@
 # shellcheck shell=bash
 # Sourced: waits for background jobs, and ends all of them when one fails or the launcher is told to stop.
 
+# Exit codes of the training command (docs/operations.md).
+saved=75 # it has stopped and saved, and goes on when it is started again
+# shellcheck disable=SC2034 # read by those who start again
+bad_numbers=76 # started again, it would end alike
 received=0 # exit status that a signal asks for: 128 + its number
 trap 'received=130' INT
 trap 'received=143' TERM
@@ -24,12 +28,13 @@ quoted() {
   printf '%s' "${line# }"
 }
 
-# supervise GRACE_SECONDS STOP LEADER...: waits until all have ended; returns the first non-zero status, or 0.
+# supervise GRACE_SECONDS STOP LEADER...: waits until all have ended; returns the first non-zero status, or 0. When the
+# launcher was told to stop, the status of a run that has saved itself wins over that of the signal.
 # A leader is a background process that leads its own process group (started under `set -m`). On the first failure,
 # and on a signal, the function STOP is called once with the leaders that still run; groups that have not ended
 # GRACE_SECONDS later are killed.
 supervise() {
-  local grace_seconds=$1 stop=$2 first_status=0 deadline=0 status leader
+  local grace_seconds=$1 stop=$2 first_status=0 has_saved="" deadline=0 status leader
   shift 2
   local running=("$@")
   while ((${#running[@]})); do
@@ -42,6 +47,7 @@ supervise() {
       status=0
       wait "$leader" || status=$?
       ((first_status)) || first_status=$status
+      ((status != saved)) || has_saved=1
     done
     running=("${still[@]}")
     ((first_status)) || first_status=$received
@@ -57,5 +63,6 @@ supervise() {
     fi
     sleep 0.2
   done
+  ((!received)) || [[ -z "$has_saved" ]] || first_status=$saved
   return "$first_status"
 }
