@@ -155,6 +155,7 @@ def _report_training_state(source: ModelSource, options: TargetOptions) -> None:
     if options.format in MEGATRON_FORMATS:
         print(f"carried: weights, {position}; not carried: optimizer moments, random state")
         return
-    print(f"carried: weights; not carried: {position}, optimizer moments")
+    what = "adapters" if options.format == "peft" else "weights"
+    print(f"carried: {what}; not carried: {position}, optimizer moments")
     if source.format in MEGATRON_FORMATS and options.format == "dongwu":
         print("to go on training where Megatron stopped, set training.continue_from to the source")

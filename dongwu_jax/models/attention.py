@@ -24,11 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def choose_attention(
-    requested: Literal["auto", "cudnn", "xla"],
-    config: ModelConfig,
-    dtype: str,
-    platform: str,
-    packed: bool = False,
+    requested: Literal["auto", "cudnn", "xla"], config: ModelConfig, dtype: str, platform: str
 ) -> Implementation:
     """Resolve `precision.attention` to "cudnn" or "xla".
 
@@ -36,14 +32,11 @@ def choose_attention(
         requested: "auto", "cudnn" or "xla".
         dtype: compute dtype by name.
         platform: "cpu" or "gpu".
-        packed: whether several samples share a sequence and must not see each other.
 
     Raises:
         UserError: cudnn was asked for by name and cannot run here; the message says why.
     """
     obstacle = _cudnn_obstacle(config, dtype, platform)
-    if packed and not obstacle:
-        obstacle = "samples that share a sequence are kept apart by xla alone"
     if requested == "cudnn" and obstacle:
         raise UserError(f"precision.attention=cudnn: {obstacle}; use auto or xla")
     if requested != "auto":
@@ -93,7 +86,7 @@ def causal_attention(
         implementation: "cudnn" or "xla".
         ring: mesh axis that splits the sequences in zigzag order; None: they are whole.
         segments: int32 [batch, length]; positions see those of their own segment. None: all one.
-            With "xla" and whole sequences only.
+            With whole sequences only.
 
     Returns:
         [batch, length, heads, head_dim] in the dtype of `query`.

@@ -34,7 +34,7 @@ def attention_forward(
         causal: query i sees keys 0 to i; needs key_length == length.
         implementation: "cudnn" (bfloat16 on a GPU) or "xla".
         segments: int32 [batch, length]; a query sees only keys of its own segment. None: all one.
-            With "xla" and causal only.
+            With causal only.
 
     Returns:
         The output [batch, length, heads, head_dim] in the dtype of `query`, and the log normalizer
@@ -46,8 +46,7 @@ def attention_forward(
     """
     _check_shapes(query, key, value, causal)
     if implementation == "cudnn":
-        assert segments is None
-        return _cudnn_forward(query, key, value, causal)
+        return _cudnn_forward(query, key, value, causal, segments)
     scores = _scores(query, key, causal, segments)
     log_normalizer = jax.nn.logsumexp(scores, axis=-1)
     weights = jnp.exp(scores - log_normalizer[..., None]).astype(value.dtype)
@@ -91,8 +90,9 @@ def attention_backward(
     _check_shapes(query, key, value, causal)
     gradient = gradient.astype(output.dtype)
     if implementation == "cudnn":
-        assert segments is None
-        return _cudnn_backward(query, key, value, output, log_normalizer, gradient, causal)
+        return _cudnn_backward(
+            query, key, value, output, log_normalizer, gradient, causal, segments
+        )
     groups = (key.shape[2], query.shape[2] // key.shape[2])
     grouped_query, grouped_gradient = _group(query, groups), _group(gradient, groups)
     dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -148,8 +148,13 @@ def _scores(
     positions = jnp.arange(key.shape[1])
     visible = positions[:, None] >= positions
     if segments is not None:
-        visible = visible & (segments[:, :, None] == segments[:, None, :])[:, None, None]
+        visible = visible & _of_own_segment(segments)[:, :, None]
     return jnp.where(visible, scores, -jnp.inf)
+
+
+def _of_own_segment(segments: jax.Array) -> jax.Array:
+    """Which keys are in the segment of a query, bool [batch, 1, length, length]."""
+    return (segments[:, :, None] == segments[:, None, :])[:, None]
 
 
 # JAX gives cuDNN's log normalizer in float32, and its backward pass, only inside the closure that
@@ -159,9 +164,15 @@ _Vjp = tuple[jax.Array, list[Any], jax.tree_util.PyTreeDef, list[str]]
 """The output, the closure's leaves and structure, and what each leaf is."""
 
 
-def _cudnn_vjp(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> _Vjp:
+_HIDDEN = -(2.0**41)  # what JAX adds to scores that a mask hides from cuDNN
+
+
+def _cudnn_vjp(
+    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, segments: jax.Array | None
+) -> _Vjp:
+    mask = None if segments is None else _of_own_segment(segments)
     attend = functools.partial(
-        jax.nn.dot_product_attention, is_causal=causal, implementation="cudnn"
+        jax.nn.dot_product_attention, mask=mask, is_causal=causal, implementation="cudnn"
     )
     output, vjp = jax.vjp(attend, query, key, value)
     leaves, structure = jax.tree.flatten(vjp)
@@ -175,10 +186,14 @@ def _cudnn_vjp(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool)
             return "unused"  # stands for an argument that the kernel is not given
         if leaf.shape == (batch, heads, length) and leaf.dtype == jnp.float32:
             return "log_normalizer"
+        if mask is not None and leaf.shape == mask.shape and leaf.dtype == query.dtype:
+            return "mask"
         return f"{leaf.dtype}{list(leaf.shape)}"
 
     roles = [role(leaf) for leaf in leaves]
-    _check_roles(roles, {*known.values(), "log_normalizer"})
+    _check_roles(
+        roles, {*known.values(), "log_normalizer", *(["mask"] if segments is not None else [])}
+    )
     return output, leaves, structure, roles
 
 
@@ -193,9 +208,9 @@ def _check_roles(roles: Sequence[str], expected: set[str]) -> None:
 
 
 def _cudnn_forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool
+    query: jax.Array, key: jax.Array, value: jax.Array, causal: bool, segments: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    output, leaves, _, roles = _cudnn_vjp(query, key, value, causal)
+    output, leaves, _, roles = _cudnn_vjp(query, key, value, causal, segments)
     return output, leaves[roles.index("log_normalizer")]
 
 
@@ -207,11 +222,12 @@ def _cudnn_backward(
     log_normalizer: jax.Array,
     gradient: jax.Array,
     causal: bool,
+    segments: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     closure: list[_Vjp] = []
 
     def trace(query: jax.Array, key: jax.Array, value: jax.Array) -> list[Any]:
-        closure.append(_cudnn_vjp(query, key, value, causal))
+        closure.append(_cudnn_vjp(query, key, value, causal, segments))
         return closure[0][1]
 
     # Traced, never run: only the closure's structure and the shapes of its leaves are wanted.
@@ -224,6 +240,9 @@ def _cudnn_backward(
         "output": output,
         "log_normalizer": log_normalizer,
     }
+    if segments is not None:
+        hidden = jnp.asarray(_HIDDEN, query.dtype)
+        given["mask"] = jnp.where(_of_own_segment(segments), jnp.zeros((), query.dtype), hidden)
     leaves = [
         jnp.zeros(shape.shape, shape.dtype) if role == "unused" else given[role]
         for role, shape in zip(roles, shapes, strict=True)

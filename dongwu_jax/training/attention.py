@@ -21,11 +21,7 @@ def attention_of(
         UserError: see `choose_attention`.
     """
     implementation = choose_attention(
-        config.precision.attention,
-        model,
-        config.precision.compute_dtype,
-        platform,
-        packed=config.data.format == "chat",
+        config.precision.attention, model, config.precision.compute_dtype, platform
     )
     return make_attention(implementation, sharding)
 

@@ -75,6 +75,25 @@ def test_cudnn_equals_float32(length, key_length, causal, kv_heads):
     assert_close(jax.jit(run)(*arrays), in_float32(*arrays, causal=causal))
 
 
+@pytest.mark.parametrize("kv_heads", [8, 2])
+def test_cudnn_keeps_packed_samples_apart(kv_heads):
+    arrays = random_arrays(512, 512, kv_heads)
+    ends = jnp.asarray([[100, 101, 300], [7, 256, 500]])
+    segments = 1 + jnp.sum(jnp.arange(512)[None, None] >= ends[:, :, None], axis=1)
+
+    def both(*arrays, implementation):
+        *inputs, gradient = arrays
+        results = attention_forward(*inputs, True, implementation, segments)
+        gradients = attention_backward(*inputs, *results, gradient, True, implementation, segments)
+        return *results, *gradients
+
+    found = jax.jit(functools.partial(both, implementation="cudnn"))(*arrays)
+    with jax.default_matmul_precision("highest"):
+        wide = [x.astype(jnp.float32) for x in arrays]
+        exact = jax.jit(functools.partial(both, implementation="xla"))(*wide)
+    assert_close(found, exact)
+
+
 def test_cudnn_gradients_over_parts_of_the_keys_add_up():
     """The kernel accepts an output and a log normalizer over more keys than it is given."""
     query, key, value, gradient = random_arrays(256, 512, 2)
