@@ -19,6 +19,7 @@ from dongwu_jax.parallel.distributed import initialization_timeout, joined
 from dongwu_jax.parallel.lifelines import Lifelines
 from dongwu_jax.parallel.stop_agreement import StopAgreement
 from dongwu_jax.parallel.switchboard import Switchboard
+from dongwu_jax.training.profile import StepRange
 from dongwu_jax.training.stopping import StopSignals, end_this_process, stop_after, time_limit
 from dongwu_jax.training.watchdog import Watchdog, make_watchdog
 
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             make_watchdog(config, cluster.process_id if cluster else 0) as watchdog,
             _stop_signals(agreement, lifelines),
         ):
-            return _train(config, watchdog, agreement, began, options.stop_after, timeout)
+            return _train(config, watchdog, agreement, began, options, timeout)
 
 
 def _stop_signals(agreement: StopAgreement, lifelines: Lifelines | None) -> StopSignals:
@@ -102,7 +103,7 @@ def _train(
     watchdog: Watchdog,
     agreement: StopAgreement,
     began: float,
-    stop_after: int | None,
+    options: argparse.Namespace,
     timeout_seconds: float,
 ) -> int:
     """Run; the exit code."""
@@ -114,8 +115,8 @@ def _train(
     config, start = resolve_initial_weights(config)
     config, teacher = resolve_teacher(config)
     check_same_settings(config, timeout_seconds)
-    trainer = Trainer(config, start, teacher, watchdog, began, agreement)
-    trainer.run(stop_after)
+    trainer = Trainer(config, start, teacher, watchdog, began, agreement, options.profile_steps)
+    trainer.run(options.stop_after)
     return exit_codes.SAVED if trainer.stopped_early else exit_codes.DONE
 
 
@@ -161,6 +162,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="TIME",
         help="save and stop when this time has passed since the start, e.g. 3h50m, with exit code "
         f"{exit_codes.SAVED}: the same command goes on. SIGTERM and SIGUSR1 do the same at once",
+    )
+    parser.add_argument(
+        "--profile-steps",
+        type=StepRange.parse,
+        metavar="FIRST:LAST",
+        help="trace these steps, e.g. 10:13, into `profile` beside the metrics, with a table of "
+        "kernels by time; python -m dongwu_jax.report shows it",
     )
     _add_cluster_flags(parser)
     options = parser.parse_intermixed_args(arguments)

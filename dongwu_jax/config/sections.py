@@ -273,6 +273,16 @@ class LoggingConfig(Section):
     wandb_project: str | None = Field(
         None, description="Weights & Biases project; null: off (needs the `wandb` extra)"
     )
+    prometheus_port: Annotated[int, Field(ge=1, le=65_535)] | None = Field(
+        None,
+        description="port at which the first process offers its metrics to Prometheus; null: off "
+        "(needs the `prometheus` extra)",
+    )
+    prometheus_address: str = Field(
+        "127.0.0.1",
+        description="address to listen on; 0.0.0.0: all, for a Prometheus on another machine. "
+        "Whoever reaches it can read the metrics",
+    )
     flops_convention: Literal["V1", "V2", "V3"] = Field(
         "V3",
         description="how FLOPs are counted: V1 and V2 as Megatron-LM of 2023 and 2024 (full "

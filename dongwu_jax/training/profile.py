@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,16 +51,21 @@ class StepRange:
 
 
 def profiled(
-    train_step: Callable[..., tuple[Any, Any]], next_step: int, steps: StepRange, folder: Path
+    train_step: Callable[..., tuple[Any, Any]],
+    next_step: int,
+    steps: StepRange,
+    folder: Path,
+    pause: AbstractContextManager[None],
 ) -> Callable[..., tuple[Any, Any]]:
     """`train_step`, but with a trace of some of its calls in `folder`.
 
     Args:
         next_step: the step of the first call.
+        pause: entered while the trace is written.
     """
     import jax
 
-    if not next_step <= steps.first:
+    if next_step > steps.first:
         logger.warning(
             "--profile-steps %d:%d: this start begins with step %d, so nothing is profiled",
             *(steps.first, steps.last, next_step),
@@ -74,8 +80,9 @@ def profiled(
         state, metrics = train_step(*arguments)
         if upcoming == steps.last:
             jax.block_until_ready(metrics)
-            jax.profiler.stop_trace()
-            _write_table(folder, steps)
+            with pause:
+                jax.profiler.stop_trace()
+                _write_table(folder, steps)
         upcoming += 1
         return state, metrics
 

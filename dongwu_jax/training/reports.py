@@ -1,4 +1,4 @@
-"""Where metrics go: the console, metrics.jsonl, TensorBoard, Weights & Biases."""
+"""Where metrics go: the console, metrics.jsonl, TensorBoard, Weights & Biases, Prometheus."""
 
 import json
 import os
@@ -43,6 +43,9 @@ def open_reports(config: RunConfig, start_step: int, resumed: bool) -> list[Repo
         ) from None
     if config.logging.wandb_project:
         reports.append(WandbReport(config))
+    if config.logging.prometheus_port is not None:
+        port, address = config.logging.prometheus_port, config.logging.prometheus_address
+        reports.append(PrometheusReport(port, address, config.steps))
     return [ConsoleReport(config.steps, start_step), *reports]
 
 
@@ -182,3 +185,47 @@ class WandbReport:
 
     def close(self) -> None:
         self._run.finish()
+
+
+class PrometheusReport:
+    """Gauges of the latest metrics at http://address:port/metrics, with the `prometheus` extra."""
+
+    def __init__(self, port: int, address: str, total_steps: int):
+        try:
+            import prometheus_client
+        except ImportError:
+            raise UserError(
+                f"logging.prometheus_port={port} is set, but prometheus_client is not installed: "
+                "pip install 'dongwu_jax[prometheus]'"
+            ) from None
+        self._registry = prometheus_client.CollectorRegistry()
+        self._gauges: dict[str, Any] = {}
+        self._set("total_steps", total_steps)
+        try:
+            self._server, self._thread = prometheus_client.start_http_server(
+                port, address, self._registry
+            )
+        except OSError as error:
+            raise UserError(
+                f"logging.prometheus_port={port}: cannot listen on {address}:{port}: "
+                f"{error.strerror}; choose another port or logging.prometheus_address"
+            ) from None
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        self._set("step", step)
+        self._set("report_time_seconds", time.time())
+        for name, value in metrics.items():
+            self._set(name, value)
+
+    def _set(self, name: str, value: float) -> None:
+        from prometheus_client import Gauge
+
+        if name not in self._gauges:
+            told = f"{name.replace('_', ' ')} of the training, as in metrics.jsonl"
+            self._gauges[name] = Gauge(f"dongwu_jax_{name}", told, registry=self._registry)
+        self._gauges[name].set(value)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

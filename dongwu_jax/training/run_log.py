@@ -5,7 +5,7 @@ Every line has `time` (seconds since the epoch, UTC), `utc` (the same for people
     start: began, step, resumed, steps, config, parameters, versions, devices, blend, and what the
         start before had done in vain (`lost_work`)
     compiled: seconds
-    pause: what (evaluation, checkpoint, closing), step, seconds
+    pause: what (evaluation, checkpoint, profile, closing), step, seconds
     data: first_step, last_step, samples drawn from each dataset of the blend between them
     stop: reason (a signal or a time limit), step; before the `end`
     end: reason (finished, stopped, interrupted, failed), step, message

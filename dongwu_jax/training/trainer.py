@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from dongwu_jax.training.compilation import keep_compiled_programs
 from dongwu_jax.training.distillation import TeacherModel, make_distillation_loss
 from dongwu_jax.training.gradients import Objective
 from dongwu_jax.training.host_memory import make_host_memory_ready
+from dongwu_jax.training.profile import StepRange, profiled
 from dongwu_jax.training.reports import Report, open_reports
 from dongwu_jax.training.resume import check_same_data, check_same_run
 from dongwu_jax.training.run_log import environment, lost_work, open_run_log
@@ -59,6 +60,7 @@ class Trainer:
             None: nothing ends a run that hangs.
         began: when the work for this run began, in seconds since the epoch.
         agreement: asked before each step whether it is still to be done.
+        profile: steps that are traced into the folder `profile` beside the metrics.
     """
 
     config: RunConfig
@@ -67,6 +69,7 @@ class Trainer:
     watchdog: Watchdog | None = None
     began: float = field(default_factory=time.time)
     agreement: StopAgreement = field(default_factory=lambda: StopAgreement(Switchboard()))
+    profile: StepRange | None = None
     _pending: tuple[int, Metrics] | None = field(default=None, init=False)
     _base_weights: dict[str, Any] = field(default_factory=dict, init=False)  # beneath adapters
 
@@ -222,7 +225,7 @@ class Trainer:
         logger.info("%s: stopping after step %d", self.agreement.reason, done)
         self.run_log.event("stop", reason=self.agreement.reason, step=done)
 
-    def _compile(self, state: TrainState) -> jax.stages.Compiled:
+    def _compile(self, state: TrainState) -> Callable[..., tuple[TrainState, Metrics]]:
         started = time.perf_counter()
         make_host_memory_ready(state)
         batch = self.layout.abstract()
@@ -231,7 +234,11 @@ class Trainer:
         logger.info("compiled the training step in %.1f s", seconds)
         self.run_log.event("compiled", seconds=seconds)
         self._stopwatch.lap()
-        return compiled
+        if self.profile is None or jax.process_index() > 0:
+            return compiled
+        pause = self._pausing("writing the profile", "profile", self.profile.last)
+        folder = self.config.log_directory / "profile"
+        return profiled(compiled, int(state.step) + 1, self.profile, folder, pause)
 
     def _pause(self, state: TrainState, step: int) -> None:
         """What interrupts the stream of steps: evaluation and saving, when they are due."""
@@ -241,20 +248,20 @@ class Trainer:
         if not (due_evaluation or due_checkpoint):
             return
         self._report_pending()
-        started = time.perf_counter()
         if due_evaluation:
             with self._pausing(f"the evaluation after step {step}", "evaluation", step):
                 self._write(step, self.evaluate(state))
         if due_checkpoint:
             with self._pausing(f"saving the checkpoint of step {step}", "checkpoint", step):
                 self._save(state, step)
-        self._stopwatch.exclude(time.perf_counter() - started)
 
     @contextmanager
     def _pausing(self, what: str, kind: str, step: int) -> Iterator[None]:
-        """Tell the watchdog and the run's log of something that is no step."""
+        """Tell the watchdog, the run's log and the stopwatch of something that is no step."""
+        started = time.perf_counter()
         with self._watchdog.pause(what), self.run_log.pause(kind, step):
             yield
+        self._stopwatch.exclude(time.perf_counter() - started)
 
     def _save(self, state: TrainState, step: int) -> None:
         batch, first = self.config.training.global_batch_size, self._last_saved
@@ -262,9 +269,10 @@ class Trainer:
         if self._base_weights:
             data_state["base_weights"] = self._base_weights
         self.checkpoints.save(state, self.config, data_state, self.tokenizer_files)
-        samples = samples_drawn(self.datasets.train, first * batch, step * batch)
-        self.run_log.event("data", first_step=first, last_step=step, samples=samples)
-        self._last_saved = step
+        if step > first:
+            samples = samples_drawn(self.datasets.train, first * batch, step * batch)
+            self.run_log.event("data", first_step=first, last_step=step, samples=samples)
+            self._last_saved = step
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Token-weighted loss and perplexity over `evaluation.batches` validation batches.
