@@ -11,12 +11,12 @@ Cases run side by side, one on each GPU of CUDA_VISIBLE_DEVICES (0,1,2,3).
 import argparse
 import concurrent.futures
 import json
-import os
-import queue
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from side_by_side import ROOT, on_a_gpu, run, visible_gpus
+
+from dongwu_jax.command_line import run_command_line
 
 CASES = {
     "random, text alone": ("random", ["distillation.teacher=null"]),
@@ -24,8 +24,7 @@ CASES = {
     "activations, text alone": ("activation", ["distillation.teacher=null"]),
     "activations, distilled": ("activation", []),
 }
-_ROOT = Path(__file__).resolve().parents[1]
-_CONFIG = _ROOT / "configs" / "recover_smollm2.yaml"
+_CONFIG = ROOT / "configs" / "recover_smollm2.yaml"
 _TOKENS_A_STEP = 64 * 1024  # as the configuration has it
 _TICKS = (30, 35, 40, 50, 60, 80, 100)
 
@@ -37,45 +36,35 @@ def main() -> None:
         _plot(options.output, options.plot)
         return
     options.output.mkdir(parents=True, exist_ok=True)
-    gpus: queue.Queue[str] = queue.Queue()
-    for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(","):
-        gpus.put(gpu)
+    gpus = visible_gpus()
     with concurrent.futures.ThreadPoolExecutor(gpus.qsize()) as pool:
-        whole = pool.submit(_on_a_gpu, gpus, _evaluate, options, options.model, "whole")
+        whole = pool.submit(on_a_gpu, gpus, _evaluate, options, options.model, "whole")
         cut = {
-            method: pool.submit(_on_a_gpu, gpus, _prune, options, method)
+            method: pool.submit(on_a_gpu, gpus, _prune, options, method)
             for method in ("random", "activation")
         }
         _say({"case": "whole", **whole.result()})
         for method, found in cut.items():
             _say({"case": f"{method}, not trained", **found.result()})
-        runs = {name: pool.submit(_on_a_gpu, gpus, _recover, options, name) for name in CASES}
+        runs = {name: pool.submit(on_a_gpu, gpus, _recover, options, name) for name in CASES}
         for name, found in runs.items():
             _say({"case": name, **found.result()})
 
 
-def _on_a_gpu(gpus: "queue.Queue[str]", work: Any, *arguments: Any) -> dict[str, Any]:
-    gpu = gpus.get()
-    try:
-        return work(*arguments, gpu)
-    finally:
-        gpus.put(gpu)
-
-
-def _prune(options: argparse.Namespace, method: str, gpu: str) -> dict[str, Any]:
+def _prune(gpu: str, options: argparse.Namespace, method: str) -> dict[str, Any]:
     out = options.output / method
     calibration = ["--calibration", str(options.calibration)] if method == "activation" else []
-    _run(
+    run(
         gpu,
         options.output / f"prune_{method}.log",
-        *("tools/prune.py", "--model", str(options.model), "--target", options.target),
+        *(ROOT / "tools" / "prune.py", "--model", str(options.model), "--target", options.target),
         *("--method", method, "--out", str(out), "--overwrite", *calibration),
         *("--samples", "128", "--length", "1024"),
     )
-    return _evaluate(options, out, method, gpu)
+    return _evaluate(gpu, options, out, method)
 
 
-def _recover(options: argparse.Namespace, name: str, gpu: str) -> dict[str, Any]:
+def _recover(gpu: str, options: argparse.Namespace, name: str) -> dict[str, Any]:
     method, overrides = CASES[name]
     folder = options.output / _file_name(name)
     data = json.dumps([{"prefix": str(p), "weight": w} for p, w in options.data])
@@ -93,48 +82,30 @@ def _recover(options: argparse.Namespace, name: str, gpu: str) -> dict[str, Any]
         *overrides,
     ]
     log = options.output / f"{_file_name(name)}.log"
-    _run(gpu, log, "-m", "dongwu_jax.train", "--config", str(_CONFIG), *settings)
+    run(gpu, log, "-m", "dongwu_jax.train", "--config", str(_CONFIG), *settings)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if "loss" in line]
-    found = _evaluate(options, folder / "checkpoints", _file_name(name), gpu)
+    found = _evaluate(gpu, options, folder / "checkpoints", _file_name(name))
     return found | {
         "tokens_per_second": round(trained[-2]["tokens_per_second"]),
         "language_model_loss": trained[-1].get("language_model_loss", trained[-1]["loss"]),
     }
 
 
-def _evaluate(options: argparse.Namespace, model: Path, name: str, gpu: str) -> dict[str, Any]:
+def _evaluate(gpu: str, options: argparse.Namespace, model: Path, name: str) -> dict[str, Any]:
     """Perplexity of each held-out text."""
     found: dict[str, Any] = {}
     for text in options.held_out:
         report = options.output / f"{name}_{text.stem}.json"
-        _run(
+        run(
             gpu,
             options.output / f"evaluate_{name}.log",
-            *("tools/evaluate.py", "perplexity", "--model", str(model), "--data", str(text)),
-            *("--lengths", "1024", "--max-tokens", "131072", "--json", str(report)),
+            *(ROOT / "tools" / "evaluate.py", "perplexity", "--model", model, "--data", text),
+            *("--lengths", "1024", "--max-tokens", "131072", "--json", report),
         )
         result = json.loads(report.read_text())["results"][0]
         found[f"perplexity_{text.stem}"] = round(result["perplexity"], 3)
     return found
-
-
-def _run(gpu: str, log: Path, *command: str) -> None:
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpu, "PYTHONPATH": _python_path()}
-    with log.open("w") as file:
-        done = subprocess.run(
-            [sys.executable, *command],
-            cwd=_ROOT,
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    if done.returncode:
-        sys.exit(f"{' '.join(command[:2])} failed:\n{log.read_text()[-2000:]}")
-
-
-def _python_path() -> str:
-    return os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def _file_name(case: str) -> str:
@@ -189,4 +160,4 @@ def _weighted(text: str) -> tuple[Path, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command_line(main)
