@@ -9,6 +9,7 @@ from dongwu_jax.config.distillation import DistillationConfig
 from dongwu_jax.config.lora import LoraConfig
 from dongwu_jax.config.model import ModelConfig
 from dongwu_jax.config.sections import (
+    BadStepsConfig,
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
@@ -39,6 +40,7 @@ class RunConfig(Section):
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     guards: GuardsConfig = Field(default_factory=GuardsConfig)
+    bad_steps: BadStepsConfig = Field(default_factory=BadStepsConfig)
     distillation: DistillationConfig = Field(default_factory=DistillationConfig)
     lora: LoraConfig = Field(default_factory=LoraConfig)
 

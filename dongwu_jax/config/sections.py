@@ -164,6 +164,11 @@ class TrainingConfig(Section):
     scan_layers: bool = Field(
         False, description="compile one block and loop over it: compiles faster, runs slower"
     )
+    deterministic: bool = Field(
+        False,
+        description="on GPUs, only kernels that always give the same bits: a run repeats exactly, "
+        "more slowly (docs/operations.md); on CPUs they do anyway",
+    )
     compilation_cache: bool = Field(
         True,
         description="on GPUs, keep compiled programs beside the checkpoints, so that a restart "
@@ -298,6 +303,36 @@ class EvaluationConfig(Section):
 
     interval: NonNegativeInt = Field(0, description="steps between evaluations; 0: never")
     batches: PositiveInt = Field(10, description="global batches in one evaluation")
+
+
+class BadStepsConfig(Section):
+    """Steps whose loss or gradient norm is not finite, or far above what is usual."""
+
+    action: Literal["skip", "rollback", "stop"] = Field(
+        "skip",
+        description="such a step is never applied. skip: go on with the next batch; rollback: go "
+        "on with it from the newest checkpoint, without the batches between; stop: end the run "
+        "with exit code 76",
+    )
+    loss_factor: Annotated[float, Field(gt=1)] | None = Field(
+        None,
+        description="bad, too, is a loss above this many times the median of recent steps; null: "
+        "none that is finite",
+    )
+    gradient_norm_factor: Annotated[float, Field(gt=1)] | None = Field(
+        None, description="the same for the gradient norm before clipping"
+    )
+    window: PositiveInt = Field(
+        100, description="applied steps that the median is of; before, no finite number is bad"
+    )
+    most_in_a_row: PositiveInt = Field(
+        5, description="so many bad steps in a row end the run with exit code 76"
+    )
+    recompute: bool = Field(
+        True,
+        description="compute a bad step once more from the same state: a result that differs is a "
+        "faulty device's, and ends the run with exit code 77",
+    )
 
 
 class GuardsConfig(Section):

@@ -4,6 +4,7 @@ import logging
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -81,6 +82,14 @@ class ChatDataset:
             row["segments"][here], row["positions"][here] = segment, np.arange(count)
             start += count
         return row
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Its dataset, its number there, and the conversations of row `index`."""
+        return {
+            "dataset": str(self._tokens.prefix),
+            "sample": index,
+            "conversations": [int(number) for number in self._members(index)],
+        }
 
     def _members(self, index: int) -> Sequence[int]:
         """Numbers of the conversations in row `index`."""

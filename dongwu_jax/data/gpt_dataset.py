@@ -1,7 +1,7 @@
 """Random access to training samples: windows of tokens from one dataset, and blends of several."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,6 +19,9 @@ class SampleSource(Protocol):
 
     def __getitem__(self, index: int) -> np.ndarray | dict[str, np.ndarray]:
         """Sample `index`: int32 [sequence_length + 1], or a row of a batch by name."""
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Where the tokens of sample `index` lie, JSON-able."""
 
 
 class SampleOrder(Protocol):
@@ -86,6 +89,16 @@ class GPTDataset:
                 self._check_tokens(piece.sequence, part)
         return tokens.astype(np.int32)
 
+    def describe(self, index: int) -> dict[str, Any]:
+        """Its dataset, its number there, and the parts of the dataset's sequences it is made of."""
+        indexes, number = self._order.locate(index)
+        pieces = indexes.pieces(number, self._dataset.sequence_lengths)
+        return {
+            "dataset": str(self._dataset.prefix),
+            "sample": index,
+            "pieces": [piece._asdict() for piece in pieces],
+        }
+
     def _check_tokens(self, sequence: int, tokens: np.ndarray) -> None:
         """Name the first token of a sequence that is outside the vocabulary."""
         wrong = tokens[(tokens < 0) | (tokens >= self._vocab_size)]
@@ -119,6 +132,11 @@ class BlendedDataset:
             raise IndexError(f"sample {index} of {len(self)}")
         dataset = self._datasets[self._indexes.dataset_index[index]]
         return dataset[int(self._indexes.dataset_sample_index[index])]
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """As its dataset describes sample `index`."""
+        dataset = self._datasets[self._indexes.dataset_index[index]]
+        return dataset.describe(int(self._indexes.dataset_sample_index[index]))
 
     def drawn(self, first: int, last: int) -> list[int]:
         """How many of the samples `first` to `last` - 1 come from each dataset."""

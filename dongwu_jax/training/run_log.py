@@ -8,11 +8,14 @@ Every line has `time` (seconds since the epoch, UTC), `utc` (the same for people
     pause: what (evaluation, checkpoint, profile, closing), step, seconds
     data: first_step, last_step, samples drawn from each dataset of the blend between them
     stop: reason (a signal or a time limit), step; before the `end`
+    bad_step: step, reason, numbers, computed_again, action, in_a_row
+    rollback: step, to
     end: reason (finished, stopped, interrupted, failed), step, message
 
 A process that is killed leaves no `end`. `dongwu_jax.report` makes a page of it.
 """
 
+import contextlib
 import importlib.metadata
 import logging
 import platform
@@ -111,10 +114,8 @@ def _ends_within_a_line(path: Path) -> bool:
 def environment() -> dict[str, Any]:
     """What a start ran on: versions of the software, and the devices."""
     devices = jax.devices()
-    names = ("dongwu_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-    versions = {name: importlib.metadata.version(name) for name in names}
     return {
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version(), **_package_versions()},
         "devices": {
             "kind": devices[0].device_kind,
             "count": len(devices),
@@ -122,6 +123,15 @@ def environment() -> dict[str, Any]:
             "host": socket.gethostname(),
         },
     }
+
+
+def _package_versions() -> dict[str, str]:
+    """Of what is installed; a source tree that is run as it lies is not."""
+    versions = {}
+    for name in ("dongwu_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def lost_work(metrics: Path, first_step: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dongwu_jax.models.parameters import cast_matrices
 from dongwu_jax.parallel.sharding import LogicalSharding
 from dongwu_jax.training.attention import attention_of
 from dongwu_jax.training.compilation import compiler_options
+from dongwu_jax.training.gate import Gate, choose, open_gate, passes
 from dongwu_jax.training.gradients import Objective
 from dongwu_jax.training.losses import Batch, LanguageModelLoss, LossFunction
 from dongwu_jax.training.optimizer import clip_by_global_norm, make_optimizer
@@ -54,11 +55,12 @@ def _check_fp8_units(config: RunConfig, sharding: LogicalSharding) -> None:
 def make_train_step(
     config: RunConfig, sharding: LogicalSharding, objective: Objective
 ) -> jax.stages.Wrapped:
-    """Compile-ready `(state, batch, frozen) -> (state, metrics)`; the old state is donated.
+    """Compile-ready `(state, batch, frozen, gate) -> (state, metrics)`; the old state is donated.
 
     The loss is the mean over all unmasked tokens of the global batch, however it is cut into micro
     batches. Metrics are float32 scalars: loss and what else the loss function names, gradient_norm
-    (before clipping), learning_rate. `frozen` are weights that nothing trains; None: none.
+    (before clipping), learning_rate; and the bool `applied`: where it is False, `gate` has kept the
+    state as it was. `frozen` are weights that nothing trains; None: none. No gate: an open one.
     """
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config)
@@ -67,7 +69,7 @@ def make_train_step(
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, sharding))
 
     def step(
-        state: TrainState, batch: Batch, frozen: Frozen | None = None
+        state: TrainState, batch: Batch, frozen: Frozen | None = None, gate: Gate | None = None
     ) -> tuple[TrainState, Metrics]:
         scale = 1.0 / jnp.maximum(jnp.sum(batch["loss_mask"]), 1.0)
         weights = cast_matrices(state.parameters, dtype)
@@ -80,8 +82,10 @@ def make_train_step(
         parameters = jax.tree.map(
             lambda parameter, update: parameter - learning_rate * update, state.parameters, updates
         )
+        applied = passes(gate or open_gate(), losses["loss"], gradient_norm)
+        updated = TrainState(state.step + 1, parameters, optimizer_state)
         metrics = losses | {"gradient_norm": gradient_norm, "learning_rate": learning_rate}
-        return TrainState(state.step + 1, parameters, optimizer_state), metrics
+        return choose(applied, updated, state), metrics | {"applied": applied}
 
     return jax.jit(
         _exactly(step, config),

@@ -3,36 +3,36 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from dongwu_jax.config import RunConfig
-from dongwu_jax.data.datasets import Datasets, build_datasets
 from dongwu_jax.data.fingerprint import fingerprint
 from dongwu_jax.data.gpt_dataset import SampleSource, samples_drawn
 from dongwu_jax.data.loader import BatchLoader
 from dongwu_jax.data.teacher_cache import TeacherCache, open_run_cache
-from dongwu_jax.data.tokenizers import load_fitting_tokenizer, tokenizer_files
-from dongwu_jax.errors import UserError
 from dongwu_jax.models.parameters import Parameters, parameter_count, parameter_shardings
 from dongwu_jax.parallel.layout import make_sharding, teacher_sharding
 from dongwu_jax.parallel.stop_agreement import StopAgreement
 from dongwu_jax.parallel.switchboard import Switchboard
+from dongwu_jax.training.bad_step_record import BadStepRecorder
+from dongwu_jax.training.bad_steps import BadSteps, is_exact
 from dongwu_jax.training.base_weights import check_same_base, describe_base
 from dongwu_jax.training.batches import BatchLayout
 from dongwu_jax.training.checkpoints import Checkpoints
 from dongwu_jax.training.compilation import keep_compiled_programs
 from dongwu_jax.training.distillation import TeacherModel, make_distillation_loss
+from dongwu_jax.training.gate import abstract_gate
 from dongwu_jax.training.gradients import Objective
 from dongwu_jax.training.host_memory import make_host_memory_ready
 from dongwu_jax.training.profile import StepRange, profiled
 from dongwu_jax.training.reports import Report, open_reports
 from dongwu_jax.training.resume import check_same_data, check_same_run
+from dongwu_jax.training.run_inputs import checked_tokenizer_files, open_datasets
 from dongwu_jax.training.run_log import environment, lost_work, open_run_log
 from dongwu_jax.training.state import StartingPoint, TrainState, abstract_state, initial_state
 from dongwu_jax.training.step import (
@@ -41,6 +41,7 @@ from dongwu_jax.training.step import (
     make_objective,
     make_train_step,
 )
+from dongwu_jax.training.stepping import Stepping, renumbered
 from dongwu_jax.training.throughput import Stopwatch, Throughput
 from dongwu_jax.training.trained_weights import Frozen
 from dongwu_jax.training.watchdog import Watchdog, make_watchdog
@@ -70,17 +71,16 @@ class Trainer:
     began: float = field(default_factory=time.time)
     agreement: StopAgreement = field(default_factory=lambda: StopAgreement(Switchboard()))
     profile: StepRange | None = None
-    _pending: tuple[int, Metrics] | None = field(default=None, init=False)
     _base_weights: dict[str, Any] = field(default_factory=dict, init=False)  # beneath adapters
 
     def __post_init__(self) -> None:
         config, devices = self.config, jax.devices()
         self.sharding = make_sharding(config, devices)
-        self.datasets = _open_datasets(config)
+        self.datasets = open_datasets(config)
         self.fingerprint = fingerprint(
             config.data, config.steps * config.training.global_batch_size
         )
-        self.tokenizer_files = _checked_tokenizer_files(config)
+        self.tokenizer_files = checked_tokenizer_files(config)
         self._cache = open_run_cache(config, self.fingerprint)
         self.layout = BatchLayout(config, self.sharding, self._cache.entries if self._cache else {})
         objective = self._objective(devices[0].platform)
@@ -99,8 +99,16 @@ class Trainer:
         self._watchdog = self.watchdog or make_watchdog(config, jax.process_index())
         self.run_log = open_run_log(config)
         self.stopped_early = False  # by agreement
+        recorder = BadStepRecorder(config, self.datasets.train)
+        self._bad_steps = BadSteps(
+            config.bad_steps,
+            recorder if jax.process_index() == 0 else None,
+            self.run_log,
+            is_exact(devices[0].platform, config.training.deterministic),
+        )
+        self._abstract_state = abstract_state(config, self.sharding)
         self._reports: list[Report] = []
-        self._last_reported = self._last_saved = 0
+        self._last_finished = self._last_reported = self._last_saved = 0
         self._always_reported: tuple[int, ...] = ()
 
     @property
@@ -139,7 +147,8 @@ class Trainer:
             The last state.
 
         Raises:
-            UserError: the loss became infinite or not a number, or something could not be written.
+            BadNumbersError, HardwareFaultError: see `BadSteps.judge`.
+            UserError: something could not be written.
         """
         resumed = self.checkpoints.latest_step is not None
         state = self.resume_or_start()
@@ -157,11 +166,11 @@ class Trainer:
         if jax.process_index() == 0:
             self._reports = open_reports(self.config, first, resumed)
         loader = self._loader(self.datasets.train, first, last, self._cache)
-        with self.run_log.session(lambda: self._last_reported, self.config.steps):
+        with self.run_log.session(lambda: self._last_finished, self.config.steps):
             try:
                 state = self._steps(state, loader, first, last)
             finally:
-                with self._pausing("closing the run", "closing", self._last_reported):
+                with self._pausing("closing the run", "closing", self._last_finished):
                     loader.close()
                     for report in self._reports:
                         report.close()
@@ -169,7 +178,7 @@ class Trainer:
         return state
 
     def _log_start(self, state: TrainState, resumed: bool) -> None:
-        step = self._last_reported = self._last_saved = int(state.step)
+        step = self._last_finished = self._last_reported = self._last_saved = int(state.step)
         self.run_log.event(
             "start",
             began=self.began,
@@ -188,18 +197,26 @@ class Trainer:
         if self.checkpoints.latest_step is None:
             return initial_state(self.config, self.sharding, self.start)
         check_same_run(self.checkpoints.directory, self.config)
-        state, data_state = self.checkpoints.restore(abstract_state(self.config, self.sharding))
+        state, data_state = self.checkpoints.restore(self._abstract_state)
         check_same_data(self.checkpoints.directory, data_state, self.fingerprint, self.config)
         if self._base_weights:
             origin = self.config.training.initial_weights
             check_same_base(data_state["base_weights"], self._base_weights, origin)
+        self._bad_steps.restore(data_state.get("bad_steps") or self._bad_steps.to_json())
         logger.info("resumed at step %d from %s", int(state.step), self.checkpoints.directory)
         return state
 
     def _steps(self, state: TrainState, loader: BatchLoader, first: int, last: int) -> TrainState:
         self._always_reported = (first + 1, last)
-        if first < last:
-            train_step = self._compile(state)
+        if first == last:
+            return self._save_last(state, last)
+        stepping = Stepping(
+            self._compile(state),
+            self._frozen,
+            self._bad_steps,
+            self._step_finished,
+            self._roll_back,
+        )
         done = first
         for step in range(first + 1, last + 1):
             if not self.agreement.may_begin(step):
@@ -208,15 +225,16 @@ class Trainer:
             waiting = time.perf_counter()
             batch = self.layout.place(next(loader))
             self._stopwatch.data_wait_seconds += time.perf_counter() - waiting
-            state, metrics = train_step(state, batch, self._frozen)
-            # Report the step before: its result is there while the device works on this one.
-            self._report_pending()
-            self._pending = (step, metrics)
-            self._pause(state, step)
+            state = stepping.advance(state, step, batch)
+            if self._evaluates_after(step) or self._saves_after(step):
+                state = stepping.settle(state)
+                self._pause(state, step)
             done = step
-        self._report_pending()
-        with self._pausing("saving the last checkpoint", "checkpoint", done):
-            self._save(state, done)
+        return self._save_last(stepping.settle(state), done)
+
+    def _save_last(self, state: TrainState, step: int) -> TrainState:
+        with self._pausing("saving the last checkpoint", "checkpoint", step):
+            self._save(state, step)
         return state
 
     def _stop_early(self, done: int) -> None:
@@ -228,8 +246,9 @@ class Trainer:
     def _compile(self, state: TrainState) -> Callable[..., tuple[TrainState, Metrics]]:
         started = time.perf_counter()
         make_host_memory_ready(state)
-        batch = self.layout.abstract()
-        compiled = self._train_step.lower(state, batch, self._frozen).compile()
+        arguments = state, self.layout.abstract(), self._frozen
+        gate = abstract_gate(self.sharding.replicated)
+        compiled = self._train_step.lower(*arguments, gate).compile()
         seconds = time.perf_counter() - started
         logger.info("compiled the training step in %.1f s", seconds)
         self.run_log.event("compiled", seconds=seconds)
@@ -240,18 +259,19 @@ class Trainer:
         folder = self.config.log_directory / "profile"
         return profiled(compiled, int(state.step) + 1, self.profile, folder, pause)
 
+    def _evaluates_after(self, step: int) -> bool:
+        interval = self.config.evaluation.interval
+        return bool(interval) and step % interval == 0
+
+    def _saves_after(self, step: int) -> bool:
+        return step % self.config.checkpoint.interval == 0
+
     def _pause(self, state: TrainState, step: int) -> None:
         """What interrupts the stream of steps: evaluation and saving, when they are due."""
-        config = self.config
-        due_evaluation = config.evaluation.interval and step % config.evaluation.interval == 0
-        due_checkpoint = step % config.checkpoint.interval == 0
-        if not (due_evaluation or due_checkpoint):
-            return
-        self._report_pending()
-        if due_evaluation:
+        if self._evaluates_after(step):
             with self._pausing(f"the evaluation after step {step}", "evaluation", step):
                 self._write(step, self.evaluate(state))
-        if due_checkpoint:
+        if self._saves_after(step):
             with self._pausing(f"saving the checkpoint of step {step}", "checkpoint", step):
                 self._save(state, step)
 
@@ -265,7 +285,11 @@ class Trainer:
 
     def _save(self, state: TrainState, step: int) -> None:
         batch, first = self.config.training.global_batch_size, self._last_saved
-        data_state = {"fingerprint": self.fingerprint, "consumed_samples": step * batch}
+        data_state = {
+            "fingerprint": self.fingerprint,
+            "consumed_samples": step * batch,
+            "bad_steps": self._bad_steps.to_json(),
+        }
         if self._base_weights:
             data_state["base_weights"] = self._base_weights
         self.checkpoints.save(state, self.config, data_state, self.tokenizer_files)
@@ -312,70 +336,33 @@ class Trainer:
             cache=cache,
         )
 
-    def _report_pending(self) -> None:
-        """Wait for the last dispatched step and report it.
-
-        Raises:
-            UserError: its loss or gradient is not finite.
-        """
-        if self._pending is None:
-            return
-        (step, metrics), self._pending = self._pending, None
-        values = {name: float(value) for name, value in metrics.items()}
+    def _step_finished(self, step: int, metrics: dict[str, float] | None) -> None:
+        """A step's result is there: report it, if it was applied."""
         self._watchdog.step_finished(step)
-        if not math.isfinite(values["loss"] + values["gradient_norm"]):
-            raise UserError(
-                f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}; "
-                f"stopped without saving it. The newest checkpoint is step "
-                f"{self.checkpoints.latest_step} in {self.checkpoints.directory}. Lower "
-                "optimizer.learning_rate, lengthen schedule.warmup, or look at the data"
-            )
+        self._last_finished = step
+        if metrics is None:
+            return
         if step % self.config.logging.interval == 0 or step in self._always_reported:
             seconds, waited = self._stopwatch.lap()
             steps, self._last_reported = step - self._last_reported, step
-            self._write(step, values | self._throughput.figures(steps, seconds, waited))
+            self._write(step, metrics | self._throughput.figures(steps, seconds, waited))
+
+    def _roll_back(self, state: TrainState, step: int) -> TrainState:
+        """The newest checkpoint's state in the place of that after `step`."""
+        with self._pausing(f"rolling back from step {step}", "rollback", step):
+            self.checkpoints.wait()
+            newest = self.checkpoints.latest_step
+            if newest is None:
+                logger.warning("no checkpoint to roll back to: only step %d is left out", step)
+                return renumbered(state, step)
+            for leaf in jax.tree.leaves(state):  # there may be no room for two
+                leaf.delete()
+            state, data_state = self.checkpoints.restore(self._abstract_state)
+            self._bad_steps.restore(data_state["bad_steps"], rolling_back=True)
+        logger.warning("rolled back to step %d; going on with step %d", newest, step + 1)
+        self.run_log.event("rollback", step=step, to=newest)
+        return renumbered(state, step)
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         for report in self._reports:
             report.write(step, metrics)
-
-
-def _checked_tokenizer_files(config: RunConfig) -> Sequence[Path]:
-    """What to keep in every checkpoint: refused now, not when a checkpoint is to be used."""
-    tokenizer = config.data.tokenizer
-    if tokenizer is None:
-        return ()
-    end_token = load_fitting_tokenizer(tokenizer, config.model.vocab_size).eos_id
-    if config.data.eod_mask_loss and config.data.eod_token != end_token:
-        raise UserError(
-            f"data.eod_token={config.data.eod_token}, but {tokenizer} ends texts with {end_token}; "
-            "data.eod_mask_loss needs the right one"
-        )
-    return tokenizer_files(tokenizer)
-
-
-def _open_datasets(config: RunConfig) -> Datasets:
-    batch, interval = config.training.global_batch_size, config.evaluation.interval
-    evaluations = config.steps // interval + 1 if interval else 0
-    datasets = build_datasets(
-        config.data,
-        train_samples=config.steps * batch,
-        validation_samples=evaluations * config.evaluation.batches * batch,
-        vocab_size=config.model.vocab_size,
-    )
-    if datasets.validation is not None:
-        _check_validation_samples(config, len(datasets.validation))
-    return datasets
-
-
-def _check_validation_samples(config: RunConfig, samples: int) -> None:
-    """Fail before the first step, not at the evaluation that runs out of samples."""
-    per_evaluation = config.evaluation.batches * config.training.global_batch_size
-    in_megatron_order = config.data.order == "megatron"
-    evaluations = config.steps // config.evaluation.interval if in_megatron_order else 1
-    if evaluations * per_evaluation > samples:
-        raise UserError(
-            f"evaluation.batches={config.evaluation.batches}: the validation data has {samples} "
-            f"samples, but {evaluations} evaluations need {evaluations * per_evaluation}; lower "
-            "it, raise evaluation.interval, or give the datasets weights so that they are repeated"
-        )

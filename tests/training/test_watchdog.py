@@ -114,11 +114,11 @@ def test_a_pause_has_its_own_limit(tmp_path):
 LOADING = """
 import sys, time
 from dongwu_jax.train import main
-from dongwu_jax.training import trainer, watchdog
+from dongwu_jax.training import run_inputs, watchdog
 watchdog._SECONDS_FOR_OTHERS = 0.2
 def hanging_disk(*_, **__):
     time.sleep(60)
-trainer.build_datasets = hanging_disk
+run_inputs.build_datasets = hanging_disk
 main(["--config", sys.argv[1], "guards.hang_timeout_pause_seconds=4"])
 """
 
