@@ -17,6 +17,7 @@ _NEIGHBOURS = 25
 _SMALLEST_RISE = 0.02  # of the loss there: less is not worth looking at, however smooth it was
 _LISTED = 200
 
+_KNOWN_FIELDS = ("time", "utc", "event", "step", "in_a_row")
 _ORDINARY = ("start", "compiled", "pause", "data", "stop", "end")
 
 
@@ -88,8 +89,9 @@ def _of_events(session: Session) -> list[Anomaly]:
 
 
 def _fields(event: dict[str, Any]) -> str:
-    """What an event says beside its time, kind and step."""
-    told = {name: v for name, v in event.items() if name not in ("time", "utc", "event", "step")}
+    """What an event says beside its time, kind and step, so far as it is a text or a number."""
+    told = {name: value for name, value in event.items() if name not in _KNOWN_FIELDS}
+    told = {name: value for name, value in told.items() if isinstance(value, str | int | float)}
     return ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in told.items())
 
 

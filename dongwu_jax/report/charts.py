@@ -1,4 +1,4 @@
-"""What is drawn against steps, as plain data for charts.js."""
+"""What is drawn against steps, as plain data for chart.js."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dongwu_jax.report.curves import MAX_POINTS, rounded, smooth, thin
+from dongwu_jax.report.curves import MAX_POINTS, rounded, smooth, smooth_rate, thin
 from dongwu_jax.report.metrics import Metrics
 from dongwu_jax.report.perplexities import PerplexityReport
 
@@ -27,6 +27,7 @@ class Plan:
         form: how values are written: number, exponent, percent, count.
         log: draw on a log axis at first where values span enough; readers can switch.
         zero: begin a linear axis at 0.
+        rate: an amount a second.
     """
 
     title: str
@@ -35,6 +36,7 @@ class Plan:
     smoothed: bool = True
     log: bool = False
     zero: bool = False
+    rate: bool = False
     wide: bool = False
     marked: bool = False
 
@@ -58,9 +60,11 @@ _PLANS = (
     ),
     Plan("Gradient norm", (("gradient_norm", "gradient norm"),), log=True, marked=True),
     Plan("Learning rate", (("learning_rate", "learning rate"),), "exponent", smoothed=False),
-    Plan("Tokens per second", (("tokens_per_second", "all devices"),), "count", zero=True),
-    Plan("TFLOP/s per device", (("tflops_per_device", "TFLOP/s"),), zero=True),
-    Plan("Model FLOPs utilisation", (("mfu", "MFU"),), "percent", zero=True),
+    Plan(
+        "Tokens per second", (("tokens_per_second", "all devices"),), "count", zero=True, rate=True
+    ),
+    Plan("TFLOP/s per device", (("tflops_per_device", "TFLOP/s"),), zero=True, rate=True),
+    Plan("Model FLOPs utilisation", (("mfu", "MFU"),), "percent", zero=True, rate=True),
     Plan("Seconds per step", (("step_seconds", "seconds"),), log=True, zero=True),
     Plan("Share of time waiting for data", (("data_wait_share", "waiting"),), "percent", zero=True),
     Plan("Memory, GiB (highest so far)", (("memory_gib", "GiB"),), smoothed=False, zero=True),
@@ -92,7 +96,8 @@ def _chart(plan: Plan, metrics: Metrics) -> Data:
         sparse = metric.startswith("validation")
         if plan.smoothed and not sparse and len(values) > 20:
             series.append(_series(name, "beneath", place, steps, values))
-            series.append(_series(f"{name}, smoothed", "line", place, steps, smooth(values)))
+            mean = smooth_rate(values) if plan.rate else smooth(values)
+            series.append(_series(f"{name}, smoothed", "line", place, steps, mean))
         else:
             series.append(_series(name, "points" if sparse else "line", place, steps, values))
     wide_range = bool(lowest > 0 and highest / lowest > _LOG_FROM_RATIO)

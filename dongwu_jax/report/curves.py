@@ -35,6 +35,11 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return (sums[last + 1] - sums[first]) / (last + 1 - first)
 
 
+def smooth_rate(values: np.ndarray) -> np.ndarray:
+    """The same for positive amounts a second: total amount over total time around each point."""
+    return 1 / smooth(1 / values) if (values > 0).all() else smooth(values)
+
+
 def rounded(values: np.ndarray) -> list[float]:
     """Five significant digits, which is more than a screen shows."""
     return [float(f"{value:.5g}") for value in values.tolist()]

@@ -11,7 +11,7 @@ from dongwu_jax.report.metrics import Metrics
 from dongwu_jax.report.sessions import Session
 
 Kind = Literal[
-    "steps", "redone", "startup", "compilation", "evaluation", "checkpoint", "other", "down"
+    "steps", "lost", "startup", "compilation", "evaluation", "checkpoint", "other", "down"
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -34,8 +34,8 @@ class Interval:
 def find_intervals(sessions: Sequence[Session], metrics: Metrics) -> list[Interval]:
     """The run's time without gaps, from the beginning of the first start to the last sign of life.
 
-    down: between the end of a start and the beginning of the next. steps: what count; redone: what
-    a later start, or the same after going back, did again.
+    down: between the end of a start and the beginning of the next. steps: those that count; lost:
+    those that a later start did again, or that were thrown away by going back to a checkpoint.
     """
     intervals: list[Interval] = []
     for place, session in enumerate(sessions):
@@ -82,17 +82,17 @@ def timeline(intervals: Sequence[Interval], columns: int) -> np.ndarray:
 
 
 def _of_session(place: int, session: Session, began: float, metrics: Metrics) -> list[Interval]:
-    """Start-up and compilation, then steps, interrupted by pauses and divided where redone."""
-    again = _redone_stretches(session, metrics)
+    """Start-up and compilation, then steps, interrupted by pauses and cut where they are lost."""
+    lost = _lost_stretches(session, metrics)
     intervals: list[Interval] = []
     now = began
     for start, end, kind in sorted(_interruptions(session, began)):
         start = min(max(start, now), session.ended)
         end = min(max(end, start), session.ended)
-        intervals.extend(_steps(place, now, start, again))
+        intervals.extend(_steps(place, now, start, lost))
         intervals.append(Interval(start, end, kind, place))
         now = end
-    intervals.extend(_steps(place, now, session.ended, again))
+    intervals.extend(_steps(place, now, session.ended, lost))
     return intervals
 
 
@@ -118,22 +118,26 @@ def _pause(event: dict[str, Any]) -> tuple[float, float, Kind]:
 
 
 def _steps(
-    place: int, start: float, end: float, again: Sequence[tuple[float, float]]
+    place: int, start: float, end: float, lost: Sequence[tuple[float, float]]
 ) -> list[Interval]:
-    """A stretch of steps, cut where those begin that were done again."""
+    """A stretch of steps, cut where those begin and end that were lost."""
     intervals = []
     now = start
-    for first, last in again:
+    for first, last in lost:
         first, last = min(max(first, now), end), min(max(last, now), end)
         intervals.append(Interval(now, first, "steps", place))
-        intervals.append(Interval(first, last, "redone", place))
+        intervals.append(Interval(first, last, "lost", place))
         now = last
     return [*intervals, Interval(now, end, "steps", place)]
 
 
-def _redone_stretches(session: Session, metrics: Metrics) -> list[tuple[float, float]]:
-    """From when to when a start did steps that were done again, in order."""
-    stretches = _went_back(session, metrics)
+def _lost_stretches(session: Session, metrics: Metrics) -> list[tuple[float, float]]:
+    """From when to when a start did steps that were lost, in order."""
+    stretches = []
+    for event in session.of_kind("rollback"):
+        kept = int(number(event.get("to"), session.first_step))
+        at = number(event.get("time"), session.ended)
+        stretches.append((_time_of_step(session, kept, metrics), at))
     if session.redone_from is not None:
         stretches.append((_time_of_step(session, session.redone_from, metrics), session.ended))
     return sorted(stretches)
@@ -150,19 +154,3 @@ def _time_of_step(session: Session, step: int, metrics: Metrics) -> float:
     paces = pace[np.isfinite(pace)]
     seconds = float(paces[-1]) if len(paces) else 0.0
     return float(metrics.time[line]) + (step - int(metrics.step[line])) * seconds
-
-
-def _went_back(session: Session, metrics: Metrics) -> list[tuple[float, float]]:
-    """Stretches within one start whose lines were left out as redone."""
-    times = metrics.redone.time
-    mine = times[(times >= session.began) & (times <= session.ended)].tolist()
-    kept = metrics.time[np.isfinite(metrics.time)]
-    before = np.searchsorted(kept, mine) - 1
-    stretches: list[tuple[float, float]] = []
-    for time, line in zip(mine, before.tolist(), strict=True):
-        start = max(float(kept[line]), session.began) if line >= 0 else session.began
-        if stretches and start <= stretches[-1][0]:
-            stretches[-1] = (stretches[-1][0], time)
-        else:
-            stretches.append((start, time))
-    return stretches

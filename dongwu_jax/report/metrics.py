@@ -11,20 +11,17 @@ from dongwu_jax.report.json_lines import number
 
 @dataclass(frozen=True)
 class Metrics:
-    """Lines in the order of the file, those of steps that were done again left out.
+    """Lines in the order of the file; steps never fall.
 
     Attributes:
         step: int64 [lines].
         time: float64 [lines], seconds since the epoch; NaN in old files.
         columns: float64 [lines] of each metric, NaN where a line has none of it.
-        redone: lines that were left out, in order: steps and times. A run that went back to an
-            older state without a new start leaves them.
     """
 
     step: np.ndarray
     time: np.ndarray
     columns: dict[str, np.ndarray]
-    redone: "Redone"
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and finite values of one metric; empty if the run has none of it."""
@@ -39,14 +36,6 @@ class Metrics:
         """Of the last training step that was reported; 0 if none was."""
         steps, _ = self.series("loss")
         return int(steps[-1]) if len(steps) else 0
-
-
-@dataclass(frozen=True)
-class Redone:
-    """Lines whose steps were done again."""
-
-    step: np.ndarray  # int64
-    time: np.ndarray  # float64
 
 
 def as_metrics(records: Iterable[dict[str, Any]]) -> Metrics:
@@ -65,7 +54,10 @@ def as_metrics(records: Iterable[dict[str, Any]]) -> Metrics:
             values.append(number(value))
         steps.append(step)
     columns = {name: _column(len(steps), *found) for name, found in cells.items()}
-    return _without_redone(np.array(steps, np.int64), np.array(times), columns)
+    numbers = np.array(steps, np.int64)
+    latest = _before_none_lower(numbers)
+    columns = {name: column[latest] for name, column in columns.items()}
+    return Metrics(numbers[latest], np.array(times)[latest], columns)
 
 
 def _column(length: int, rows: list[int], values: list[float]) -> np.ndarray:
@@ -74,16 +66,7 @@ def _column(length: int, rows: list[int], values: list[float]) -> np.ndarray:
     return column
 
 
-def _without_redone(step: np.ndarray, time: np.ndarray, columns: dict[str, np.ndarray]) -> Metrics:
-    """A line is out of date when a training step up to its own comes after it."""
-    trains = np.isfinite(columns["loss"]) if "loss" in columns else np.zeros(len(step), bool)
-    later = np.where(trains, step, np.iinfo(np.int64).max)
-    lowest_after = np.append(np.minimum.accumulate(later[::-1])[::-1][1:], np.iinfo(np.int64).max)
-    redone = lowest_after[: len(step)] <= step
-    kept = ~redone
-    return Metrics(
-        step[kept],
-        time[kept],
-        {name: column[kept] for name, column in columns.items()},
-        Redone(step[redone], time[redone]),
-    )
+def _before_none_lower(steps: np.ndarray) -> np.ndarray:
+    """Which lines are followed by none of a lower step: those would be of steps done again."""
+    lowest = np.minimum.accumulate(steps[::-1])[::-1]
+    return steps <= lowest

@@ -34,15 +34,16 @@ from dongwu_jax.report.settings import as_yaml
 
 Context = dict[str, Any]
 
+_SCRIPTS = ("page_state.js", "numbers.js", "chart.js", "timeline.js", "main.js")
 _TIMELINE_COLUMNS = 320
 _KIND_NAMES: dict[Kind, str] = {
     "steps": "steps that count",
-    "redone": "steps done again",
+    "lost": "steps lost",
     "startup": "start-up",
     "compilation": "compilation",
     "evaluation": "evaluation",
     "checkpoint": "saving",
-    "other": "closing, profiling",
+    "other": "other pauses",
     "down": "nothing ran",
 }
 _START_KINDS: tuple[Kind, ...] = ("startup", "compilation", "steps", "evaluation", "checkpoint")
@@ -51,7 +52,7 @@ _START_KINDS: tuple[Kind, ...] = ("startup", "compilation", "steps", "evaluation
 def render(run: RunFolder) -> str:
     """The page of a run."""
     assets = resources.files("dongwu_jax.report") / "assets"
-    script = (assets / "charts.js").read_text("utf-8")
+    script = "\n".join((assets / name).read_text("utf-8") for name in _SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string((assets / "page.html.jinja").read_text("utf-8"))

@@ -55,10 +55,15 @@ class Session:
 
     @property
     def lost_steps(self) -> int:
-        """Steps that were done again later."""
-        if self.redone_from is None:
-            return 0
-        return max(self.last_step - max(self.redone_from, self.first_step), 0)
+        """Steps that a later start did again, or that were thrown away by going back."""
+        thrown_away = sum(
+            number(event.get("step"), 0) - number(event.get("to"), 0)
+            for event in self.of_kind("rollback")
+        )
+        again = 0
+        if self.redone_from is not None:
+            again = max(self.last_step - max(self.redone_from, self.first_step), 0)
+        return again + int(thrown_away)
 
     def of_kind(self, kind: str) -> list[Event]:
         """Its events of one kind."""

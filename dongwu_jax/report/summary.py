@@ -105,7 +105,7 @@ def tiles(run: RunFolder, intervals: Sequence[Interval], state: str) -> list[Til
     seconds = totals(intervals)
     if (good := goodput(seconds)) is not None:
         up = goodput(seconds, while_up=True)
-        lost = f"{figures.duration(seconds['redone'])} of steps redone"
+        lost = f"{figures.duration(seconds['lost'])} of lost steps"
         remark = f"{figures.share(up)} of the time it was up" if seconds["down"] > 0 else lost
         found.append(Tile("goodput", figures.share(good), remark))
     remaining = total_steps(run) - metrics.last_step

@@ -71,11 +71,12 @@ def profiled(
             *(steps.first, steps.last, next_step),
         )
         return train_step
-    upcoming = next_step
+    upcoming, previous = next_step, None
 
     def step(*arguments: Any) -> tuple[Any, Any]:
-        nonlocal upcoming
+        nonlocal upcoming, previous
         if upcoming == steps.first:
+            jax.block_until_ready(previous)  # or the trace would begin within the step before
             jax.profiler.start_trace(str(folder))
         state, metrics = train_step(*arguments)
         if upcoming == steps.last:
@@ -83,7 +84,7 @@ def profiled(
             with pause:
                 jax.profiler.stop_trace()
                 _write_table(folder, steps)
-        upcoming += 1
+        upcoming, previous = upcoming + 1, metrics
         return state, metrics
 
     return step

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dongwu_jax.report.anomalies import find_spikes
-from dongwu_jax.report.curves import MAX_POINTS, smooth, thin
+from dongwu_jax.report.curves import MAX_POINTS, smooth, smooth_rate, thin
 from dongwu_jax.report.metrics import as_metrics
 
 
@@ -35,6 +35,13 @@ def test_smooth_is_the_mean_around_and_starts_where_the_series_starts():
     assert mean[500] == pytest.approx(values[490:511].mean())
     assert mean[10] == pytest.approx(values[8:13].mean())
     np.testing.assert_allclose(smooth(np.full(50, 3.0)), 3.0)
+
+
+def test_smoothed_rates_are_amounts_over_time():
+    """A step reported late takes its time from the next: 100 in 1 s, 100 in 0.25 s."""
+    values = np.tile([100.0, 400.0], 500)
+    assert smooth_rate(values)[500] == pytest.approx(100 / np.mean(100 / values[490:511]))
+    assert smooth_rate(np.array([0.0, 1.0]))[1] == smooth(np.array([0.0, 1.0]))[1]
 
 
 def test_spikes_are_found_and_noise_is_none():

@@ -19,7 +19,7 @@ def test_a_run_killed_twice(tmp_path):
     run, intervals = measure(killed_twice(tmp_path))
     expected = {
         "steps": 100,  # each counts once
-        "redone": 10 + 15,  # 21 to 30, 41 to 55
+        "lost": 10 + 15,  # 21 to 30, 41 to 55
         "startup": 10 + 8 + 7,
         "compilation": 20 + 5 + 5,
         "evaluation": 5 * 4,
@@ -68,20 +68,25 @@ def test_a_start_from_an_older_checkpoint_takes_steps_from_two_starts(tmp_path):
     run, intervals = measure(clock)
     assert [session.lost_steps for session in run.sessions] == [5, 25, 0]
     seconds = totals(intervals)
-    assert (seconds["steps"], seconds["redone"]) == pytest.approx((60, 30))
+    assert (seconds["steps"], seconds["lost"]) == pytest.approx((60, 30))
 
 
-def test_steps_that_one_start_did_again(tmp_path):
-    """It goes back from step 30 to step 20 without a new start."""
+def test_steps_thrown_away_by_a_rollback(tmp_path):
+    """Step 30 is bad: back to the checkpoint of 20, and on with step 31 as if they never were."""
     clock = Clock(tmp_path)
     clock.start(0, loading=1, compiling=1)
-    clock.train(1, 30)
-    clock.event("rollback", step=30)
-    clock.train(21, 40)
+    clock.train(1, 20)
+    clock.pause("checkpoint", 20, seconds=2)
+    clock.train(21, 29)
+    clock.now += 1  # the bad step
+    clock.pause("rollback", 30, seconds=3)
+    clock.event("rollback", step=30, to=20)
+    clock.train(31, 40)
     run, intervals = measure(clock)
     seconds = totals(intervals)
-    assert (seconds["steps"], seconds["redone"]) == pytest.approx((40, 10))
-    assert run.metrics.step.tolist() == list(range(1, 41))
+    assert (seconds["steps"], seconds["lost"]) == pytest.approx((30, 10))
+    assert (seconds["checkpoint"], seconds["other"]) == pytest.approx((2, 3))
+    assert run.sessions[0].lost_steps == 10
 
 
 def test_lines_of_several_steps_are_cut_at_the_step(tmp_path):
@@ -98,7 +103,7 @@ def test_lines_of_several_steps_are_cut_at_the_step(tmp_path):
     clock.lines.append({"step": 30, "time": clock.now, "loss": 2.0, "step_seconds": 1.0})
     _, intervals = measure(clock)
     seconds = totals(intervals)
-    assert (seconds["steps"], seconds["redone"]) == pytest.approx((30, 5))
+    assert (seconds["steps"], seconds["lost"]) == pytest.approx((30, 5))
 
 
 def test_a_start_that_died_before_its_first_step(tmp_path):
