@@ -18,7 +18,7 @@ _SMALLEST_RISE = 0.02  # of the loss there: less is not worth looking at, howeve
 _LISTED = 200
 
 _KNOWN_FIELDS = ("time", "utc", "event", "step", "in_a_row")
-_ORDINARY = ("start", "compiled", "pause", "data", "stop", "end")
+_ORDINARY = ("start", "compiled", "pause", "data", "step_times", "stop", "end")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def _fields(event: dict[str, Any]) -> str:
     """What an event says beside its time, kind and step, so far as it is a text or a number."""
     told = {name: value for name, value in event.items() if name not in _KNOWN_FIELDS}
     told = {name: value for name, value in told.items() if isinstance(value, str | int | float)}
-    return ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in told.items())
+    labels = {name: "" if name == "reason" else name.replace("_", " ") + " " for name in told}
+    return ", ".join(f"{labels[name]}{_short(value)}" for name, value in told.items())
 
 
 def _short(value: Any) -> str:

@@ -185,14 +185,12 @@ def perplexity_charts(reports: Sequence[PerplexityReport]) -> list[Data]:
         ]
         if lines:
             title = f"Perplexity by tokens of context, {report.name}"
-            charts.append(_of_tokens(title, "tokens of context", lines))
+            charts.append(_of_tokens(title, "tokens of context at most", lines))
     return charts
 
 
 def _positions(result: Data) -> list[tuple[float, float]]:
-    return [
-        ((part["first"] + part["last"]) / 2, part["perplexity"]) for part in result["by_position"]
-    ]
+    return [(part["last"], part["perplexity"]) for part in result["by_position"]]
 
 
 def _line(name: str, colour: int, points: Sequence[tuple[float, float]]) -> Data:

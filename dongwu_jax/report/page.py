@@ -26,7 +26,7 @@ from dongwu_jax.report.goodput import (
     timeline,
     totals,
 )
-from dongwu_jax.report.hosts import hosts_table
+from dongwu_jax.report.hosts import host_times
 from dongwu_jax.report.profile_table import profile_tables
 from dongwu_jax.report.restarts import Start, list_starts
 from dongwu_jax.report.run_folder import RunFolder
@@ -36,6 +36,8 @@ Context = dict[str, Any]
 
 _SCRIPTS = ("page_state.js", "numbers.js", "chart.js", "timeline.js", "main.js")
 _TIMELINE_COLUMNS = 320
+_MOST_HOSTS = 100
+_SLOW_HOST = 1.05  # of the median host's time
 _KIND_NAMES: dict[Kind, str] = {
     "steps": "steps that count",
     "lost": "steps lost",
@@ -89,7 +91,7 @@ def _context(run: RunFolder) -> Context:
         "chat": run.config.get("data", {}).get("format") == "chat",
         "perplexities": run.perplexities,
         "perplexity_rows": _perplexity_rows(run),
-        "hosts": hosts_table(run.sessions),
+        "hosts": _hosts(run),
         "profile": profile_tables(run.profile),
         "config": as_yaml(run.config) if run.config else "",
         "footer": f"Made by dongwu_jax.report on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC from "
@@ -191,6 +193,23 @@ def _timeline(intervals: list[Interval]) -> Context:
         "hours": hours,
         "shares": np.round(shares, 4).tolist(),
     }
+
+
+def _hosts(run: RunFolder) -> list[Context]:
+    return [
+        {
+            "host": host.host,
+            "slow": host.slowness >= _SLOW_HOST,
+            "cells": [
+                f"{host.median:.4g}",
+                f"{host.latest:.4g}",
+                f"{host.slowness:.3f}",
+                f"{host.worst:.3f} at step {host.worst_step:,}",
+                figures.share(host.slowest),
+            ],
+        }
+        for host in host_times(run.sessions)[:_MOST_HOSTS]
+    ]
 
 
 def _mix(run: RunFolder) -> list[Context]:

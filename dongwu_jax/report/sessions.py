@@ -11,7 +11,7 @@ from dongwu_jax.report.metrics import Metrics
 
 Event = dict[str, Any]
 
-_WITHIN_A_SESSION = ("compiled", "pause", "data", "stop", "end")
+_WITHIN_A_SESSION = ("compiled", "pause", "data", "step_times", "stop", "end")
 
 
 @dataclass
@@ -56,14 +56,17 @@ class Session:
     @property
     def lost_steps(self) -> int:
         """Steps that a later start did again, or that were thrown away by going back."""
-        thrown_away = sum(
-            number(event.get("step"), 0) - number(event.get("to"), 0)
+        lost = [
+            (number(event.get("to"), 0), number(event.get("step"), 0))
             for event in self.of_kind("rollback")
-        )
-        again = 0
+        ]
         if self.redone_from is not None:
-            again = max(self.last_step - max(self.redone_from, self.first_step), 0)
-        return again + int(thrown_away)
+            lost.append((self.redone_from, self.last_step))
+        steps, reached = 0, float(self.first_step)
+        for first, last in sorted(lost):  # each step once, whatever overlaps
+            steps += int(max(last - max(first, reached), 0))
+            reached = max(reached, last)
+        return steps
 
     def of_kind(self, kind: str) -> list[Event]:
         """Its events of one kind."""

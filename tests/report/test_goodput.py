@@ -89,6 +89,23 @@ def test_steps_thrown_away_by_a_rollback(tmp_path):
     assert run.sessions[0].lost_steps == 10
 
 
+def test_steps_lost_in_several_ways_count_once(tmp_path):
+    """Back from 30 and from 32 to 20, then killed after 40 and resumed from 20."""
+    clock = Clock(tmp_path)
+    clock.start(0, loading=1, compiling=1)
+    clock.train(1, 30)
+    clock.event("rollback", step=30, to=20)
+    clock.train(31, 32)
+    clock.event("rollback", step=32, to=20)
+    clock.train(33, 40)
+    clock.start(20, loading=1, compiling=1)
+    clock.train(21, 50)
+    run, intervals = measure(clock)
+    assert [session.lost_steps for session in run.sessions] == [20, 0]
+    seconds = totals(intervals)
+    assert (seconds["steps"], seconds["lost"]) == pytest.approx((50, 20))
+
+
 def test_lines_of_several_steps_are_cut_at_the_step(tmp_path):
     """Reported every 10 steps, a checkpoint at 25: 26 to 30 are lost."""
     clock = Clock(tmp_path)

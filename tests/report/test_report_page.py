@@ -70,6 +70,8 @@ def rich_run(tmp_path):
     for event in (first, *later):
         event |= {"config": config, "devices": {"kind": NASTY, "count": 8}, "parameters": 1e9}
     later[0]["config"] = config | {"optimizer": {"learning_rate": 2e-3, "note": NASTY}}
+    for step, spent in ((20, 1.0), (40, 1.5)):
+        clock.event("step_times", step=step, seconds={"a": 1.0, NASTY: spent, "b": 1.0})
     clock.event(NASTY, step=50, detail=NASTY)
     clock.events[-2]["message"] = NASTY
     folder = clock.write()
@@ -88,6 +90,7 @@ def test_nothing_from_a_file_becomes_markup(rich_run):
     assert "<script>alert" not in page
     assert chart_data(page)["anomalies"]
     assert 'id="profile"' in page
+    assert 'id="hosts"' in page
 
 
 def test_the_policy_allows_only_the_script_that_is_there(rich_run):
