@@ -89,13 +89,17 @@ def _of_events(session: Session) -> list[Anomaly]:
 
 
 def _fields(event: dict[str, Any]) -> str:
-    """What an event says beside its time, kind and step, so far as it is a text or a number."""
+    """What an event says beside its time, kind and step: texts, numbers and lists."""
     told = {name: value for name, value in event.items() if name not in _KNOWN_FIELDS}
-    told = {name: value for name, value in told.items() if isinstance(value, str | int | float)}
+    told = {
+        name: value for name, value in told.items() if isinstance(value, str | int | float | list)
+    }
     labels = {name: "" if name == "reason" else name.replace("_", " ") + " " for name in told}
     return ", ".join(f"{labels[name]}{_short(value)}" for name, value in told.items())
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list):
+        value = "; ".join(map(str, value))
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 200 else text[:197] + "..."

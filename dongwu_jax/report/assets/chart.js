@@ -25,6 +25,7 @@ class Chart {
       entry.append(series.name.replace(", smoothed", ""));
     }
     if (legend.children.length < 2) legend.remove();
+    else if (legend.children.length > 2) legend.classList.add("long");
   }
 
   addLogButton(head) {
