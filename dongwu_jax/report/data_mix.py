@@ -69,10 +69,10 @@ def samples_drawn(sessions: Sequence[Session], datasets: int) -> list[float]:
     drawn = [0.0] * datasets
     for session in sessions:
         for event in session.of_kind("data"):
-            samples = event.get("samples") or []
+            samples = event.get("samples")
             last = number(event.get("last_step"), 0)
             again = session.redone_from is not None and last > session.redone_from
-            if len(samples) == datasets and not again:
+            if isinstance(samples, list) and len(samples) == datasets and not again:
                 drawn = [
                     so_far + number(new, 0) for so_far, new in zip(drawn, samples, strict=True)
                 ]

@@ -37,7 +37,10 @@ def share(value: float | None) -> str:
 
 def moment(seconds: float) -> str:
     """2026-11-27 20:39:19, in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError, OSError):  # a damaged record
+        return "unknown"
 
 
 def figure(value: float, digits: int = 4) -> str:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
+from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from dongwu_jax.errors import UserError
-from dongwu_jax.report.json_lines import number
 
 _LARGEST_BYTES = 50 * 2**20
 
@@ -61,7 +61,22 @@ def _read(path: Path) -> PerplexityReport | None:
     return PerplexityReport(path.stem, ", ".join([*about, protocol]), results)
 
 
+class _Part(BaseModel):
+    last: PositiveInt
+    perplexity: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Result(BaseModel):
+    """What of a result is drawn."""
+
+    length: PositiveInt
+    perplexity: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    by_position: list[_Part] = []
+
+
 def _is_perplexity(result: Any) -> bool:
-    return isinstance(result, dict) and all(
-        number(result.get(name)) > 0 for name in ("length", "perplexity")
-    )
+    try:
+        _Result.model_validate(result)
+    except ValidationError:
+        return False
+    return True

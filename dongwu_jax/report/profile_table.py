@@ -1,47 +1,73 @@
 """The kernels of some profiled steps, as rows."""
 
+from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, NonNegativeFloat, PositiveFloat, ValidationError
+
+from dongwu_jax.errors import UserError
 from dongwu_jax.report import figures
-from dongwu_jax.report.json_lines import number
 
 Record = dict[str, Any]
 
 _LISTED = 25
 
 
-def profile_tables(profile: Record | None) -> Record | None:
-    """Rows by purpose and by kernel of what `--profile-steps` left; None if nothing is there."""
-    if profile is None:
+class KernelTable(BaseModel):
+    """What `--profile-steps` leaves; times in milliseconds a step, `kernels` with calls a step."""
+
+    first_step: int
+    last_step: int
+    total_ms: PositiveFloat
+    elapsed_ms: PositiveFloat
+    idle_ms: NonNegativeFloat
+    exchanging_ms: NonNegativeFloat
+    exposed_ms: NonNegativeFloat
+    purposes: list[tuple[str, float]]
+    kernels: list[tuple[str, float, float]]
+    kernels_in_all: int
+
+
+def read_kernel_table(path: Path) -> KernelTable | None:
+    """The table at `path`; None if there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.exists():
         return None
-    total = number(profile.get("total_ms"), 0)
-    kernels = [row for row in profile.get("kernels") or [] if len(row) == 3]
-    rest = int(number(profile.get("kernels_in_all"), len(kernels))) - min(len(kernels), _LISTED)
+    try:
+        return KernelTable.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        raise UserError(f"{path}: is no table of kernels; remove it, or profile again") from None
+
+
+def profile_tables(table: KernelTable | None) -> Record | None:
+    """Rows by purpose and by kernel; None if nothing was profiled."""
+    if table is None:
+        return None
     lead = (
-        f"Steps {profile.get('first_step')} to {profile.get('last_step')}, first GPU, milliseconds "
-        f"a step: {number(profile.get('elapsed_ms'), 0):,.1f} passed, of which the GPU did nothing "
-        f"for {number(profile.get('idle_ms'), 0):,.1f}."
+        f"Steps {table.first_step:,} to {table.last_step:,}, first GPU, milliseconds a step: "
+        f"{table.elapsed_ms:,.1f} passed, of which the GPU did nothing for {table.idle_ms:,.1f}."
     )
-    if number(profile.get("exchanging_ms"), 0) > 0:
+    if table.exchanging_ms > 0:
         lead += (
-            f" Exchanges between GPUs took {number(profile.get('exchanging_ms'), 0):,.1f}, with "
-            f"nothing beside them for {number(profile.get('exposed_ms'), 0):,.1f}."
+            f" Exchanges between GPUs took {table.exchanging_ms:,.1f}, with nothing beside them "
+            f"for {table.exposed_ms:,.1f}."
         )
+    rest = table.kernels_in_all - min(len(table.kernels), _LISTED)
     if rest > 0:
         lead += f" {rest} more kernels are not listed."
     return {
         "lead": lead,
-        "purposes": [
-            _row(str(name), spent, total) for name, spent in profile.get("purposes") or []
-        ],
+        "purposes": [_row(name, spent, table.total_ms) for name, spent in table.purposes],
         "kernels": [
-            _row(str(name), spent, total) | {"calls": figures.figure(number(calls, 0))}
-            for name, spent, calls in kernels[:_LISTED]
+            _row(name, spent, table.total_ms) | {"calls": figures.figure(calls)}
+            for name, spent, calls in table.kernels[:_LISTED]
         ],
     }
 
 
-def _row(name: str, milliseconds: Any, total: float) -> Record:
-    spent = number(milliseconds, 0)
-    share = figures.share(spent / total if total else None)
-    return {"name": name, "milliseconds": f"{spent:,.2f}", "share": share}
+def _row(name: str, milliseconds: float, total: float) -> Record:
+    share = figures.share(milliseconds / total)
+    return {"name": name, "milliseconds": f"{milliseconds:,.2f}", "share": share}

@@ -11,6 +11,7 @@ from dongwu_jax.errors import UserError
 from dongwu_jax.report.json_lines import read_json_lines
 from dongwu_jax.report.metrics import Metrics, as_metrics
 from dongwu_jax.report.perplexities import PerplexityReport, find_perplexities
+from dongwu_jax.report.profile_table import KernelTable, read_kernel_table
 from dongwu_jax.report.sessions import Session, find_sessions
 from dongwu_jax.training.checkpoint_folders import is_checkpoint, newest_step
 
@@ -35,7 +36,7 @@ class RunFolder:
     sessions: list[Session]
     config: dict[str, Any]
     perplexities: list[PerplexityReport]
-    profile: dict[str, Any] | None
+    profile: KernelTable | None
     hangs: list[tuple[float, str]]
     modified: float
 
@@ -44,7 +45,7 @@ def read_run_folder(path: Path, perplexities: Sequence[Path] = ()) -> RunFolder:
     """Read a run.
 
     Raises:
-        UserError: the folder holds no run.
+        UserError: the folder holds no run, or something in it is damaged.
     """
     metrics_path, events_path = path / "metrics.jsonl", path / "events.jsonl"
     if not path.is_dir():
@@ -63,7 +64,7 @@ def read_run_folder(path: Path, perplexities: Sequence[Path] = ()) -> RunFolder:
         sessions,
         sessions[-1].config if sessions else _checkpoint_config(path / "checkpoints"),
         find_perplexities(path, perplexities),
-        _read_object(path / PROFILE_TABLE),
+        read_kernel_table(path / PROFILE_TABLE),
         [(file.stat().st_mtime, file.name) for file in sorted(path.glob(HANG_FILES))],
         written.stat().st_mtime,
     )
@@ -73,13 +74,8 @@ def _checkpoint_config(checkpoints: Path) -> dict[str, Any]:
     """Settings that the newest checkpoint keeps, read as plain JSON; empty if there are none."""
     if not is_checkpoint(checkpoints):
         return {}
-    return _read_object(newest_step(checkpoints) / "config" / "metadata") or {}
-
-
-def _read_object(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is none."""
     try:
-        record = orjson.loads(path.read_bytes())
+        record = orjson.loads((newest_step(checkpoints) / "config" / "metadata").read_bytes())
     except (OSError, orjson.JSONDecodeError):
-        return None
-    return record if isinstance(record, dict) else None
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -13,6 +13,8 @@ import pytest
 from run_material import Clock, killed_twice
 
 from dongwu_jax.errors import UserError
+from dongwu_jax.output_files import write_json_file
+from dongwu_jax.profiling.kernels import as_record, kernel_table
 from dongwu_jax.report.__main__ import main
 
 NASTY = "</script><script>alert(1)</script>"
@@ -77,8 +79,11 @@ def rich_run(tmp_path):
     folder = clock.write()
     (folder / "perplexity.json").write_text(json.dumps(perplexity_record((64, 128))))
     (folder / "profile").mkdir()
-    kernels = {"total_ms": 10.0, "purposes": [["products", 8.0]], "kernels": [[NASTY, 8.0, 2.0]]}
-    (folder / "profile" / "kernels.json").write_text(json.dumps(kernels))
+    events = [(NASTY, 0.0, 0.008), ("ncclAllGather", 0.004, 0.01)]
+    write_json_file(
+        folder / "profile" / "kernels.json",
+        {"first_step": 4, "last_step": 5} | as_record(kernel_table(events), steps=2),
+    )
     (folder / "other.json").write_text("[1, 2]")
     return folder
 
@@ -157,6 +162,12 @@ def test_no_run_is_said(tmp_path, make, message):
     with pytest.raises(UserError, match=message):
         main(make(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_table_of_kernels_is_said(rich_run):
+    (rich_run / "profile" / "kernels.json").write_text('{"total_ms": "x"}')
+    with pytest.raises(UserError, match="kernels.json: is no table of kernels; remove it"):
+        main([str(rich_run)])
 
 
 def test_a_file_that_is_no_perplexity_is_said(rich_run):
