@@ -13,7 +13,7 @@ from dongwu_jax.models.lora import target_names
 from dongwu_jax.models.rope_frequencies import with_new_base
 from dongwu_jax.training.base_weights import bit_sum, refuse_base
 from dongwu_jax.training.checkpoint_folders import newest_step, tokenizer_folder
-from dongwu_jax.training.checkpoints import WeightReader
+from dongwu_jax.training.stored_weights import WeightReader
 
 
 class MergedSource:

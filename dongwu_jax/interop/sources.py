@@ -53,7 +53,7 @@ def _open_checkpoint(path: Path, base_weights: Path | None) -> ModelSource:
     # Loads JAX and Orbax, which no other format needs.
     from dongwu_jax.interop.adapter_source import MergedSource, base_weights_of
     from dongwu_jax.interop.checkpoint_source import CheckpointSource
-    from dongwu_jax.training.checkpoints import WeightReader
+    from dongwu_jax.training.stored_weights import WeightReader
 
     weights = WeightReader(path)
     if not weights.run.lora.rank:

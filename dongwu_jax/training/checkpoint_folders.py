@@ -13,9 +13,9 @@ def newest_step(path: Path) -> Path:
     Raises:
         UserError: there is no complete checkpoint at `path`.
     """
-    if _is_step(path):
+    if is_step(path):
         return path
-    steps = [entry for entry in path.iterdir() if _is_step(entry)] if path.is_dir() else []
+    steps = [entry for entry in path.iterdir() if is_step(entry)] if path.is_dir() else []
     if not steps:
         raise UserError(f"{path}: holds no complete checkpoint of ours")
     return max(steps, key=lambda entry: int(entry.name))
@@ -23,7 +23,7 @@ def newest_step(path: Path) -> Path:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether `path` is a folder of our checkpoints, or one step of it."""
-    return _is_step(path) or (path.is_dir() and any(_is_step(entry) for entry in path.iterdir()))
+    return is_step(path) or (path.is_dir() and any(is_step(entry) for entry in path.iterdir()))
 
 
 def tokenizer_folder(path: Path) -> Path | None:
@@ -33,5 +33,6 @@ def tokenizer_folder(path: Path) -> Path | None:
     return folder if files - {_ORBAX_MARKER} else None
 
 
-def _is_step(path: Path) -> bool:
+def is_step(path: Path) -> bool:
+    """Whether a folder is a complete step."""
     return path.name.isdigit() and (path / "parameters").is_dir() and (path / "config").is_dir()

@@ -6,9 +6,11 @@ run), `data` (fingerprint and position) and `tokenizer` (its files). A step appe
 only when it is complete.
 """
 
-import functools
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,21 +20,25 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from dongwu_jax.config import ModelConfig, RunConfig, parse_config
-from dongwu_jax.config.sections import CheckpointConfig, DataConfig
+from dongwu_jax.config import RunConfig
+from dongwu_jax.config.sections import CheckpointConfig
 from dongwu_jax.errors import UserError
 from dongwu_jax.models.parameters import (
-    abstract_parameters,
     named_parameters,
     parameter_tree,
 )
 from dongwu_jax.training.checkpoint_files import FilesHandler, SaveFiles
-from dongwu_jax.training.checkpoint_folders import newest_step
+from dongwu_jax.training.checkpoint_integrity import write_checksums
 from dongwu_jax.training.state import TrainState
-from dongwu_jax.training.streamed_weights import ArrayReader, UnreadArray, unread_arrays_handler
-from dongwu_jax.training.trained_weights import abstract_trained
+from dongwu_jax.training.stored_weights import (
+    DataState,
+    check_same_shapes,
+    reading,
+    storage_problem,
+    stored_arrays,
+)
 
-DataState = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -53,6 +59,8 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                     enable_async_checkpointing=config.asynchronous,
+                    # Else a folder that cannot be made is waited for, for minutes.
+                    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                     cleanup_tmp_directories=True,
                 ),
                 item_handlers={
@@ -65,6 +73,8 @@ class Checkpoints:
             )
         except OSError as error:
             raise UserError(f"checkpoint.directory={self.directory}: {error}") from None
+        self._saving: int | None = None
+        self._completing = threading.Thread()
 
     @property
     def latest_step(self) -> int | None:
@@ -86,7 +96,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        with _writing(self.directory):
+        with self._writing(step):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -98,6 +108,27 @@ class Checkpoints:
                 ),
             )
 
+        self._complete(step)
+
+    def _complete(self, step: int) -> None:
+        """Write checksums as soon as the step is complete, while training goes on."""
+
+        def complete() -> None:
+            try:
+                self._manager.wait_until_finished()
+            except Exception:  # the main thread is told of it, too
+                return
+            share = jax.process_index(), jax.process_count()
+            folder = self.directory / str(step)
+            try:
+                write_checksums(folder, share)
+            except (OSError, UserError) as error:
+                if folder.exists():  # else it has made room for newer ones
+                    logger.warning("%s: stays without checksums: %s", folder, error)
+
+        self._completing = threading.Thread(target=complete, name="checksums")
+        self._completing.start()
+
     def restore(self, abstract: Any) -> tuple[TrainState, DataState]:
         """The newest checkpoint, laid out as `abstract` (see `abstract_state`) says.
 
@@ -108,8 +139,8 @@ class Checkpoints:
         assert step is not None, "restore is called when there is a step"
         wanted = named_parameters(abstract.parameters)
         folder = self.directory / str(step)
-        _check_same_shapes(folder, _stored_arrays(folder), wanted)
-        with _reading(folder):
+        check_same_shapes(folder, stored_arrays(folder), wanted)
+        with reading(folder):
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -126,9 +157,14 @@ class Checkpoints:
         return state, restored.data
 
     def wait(self) -> None:
-        """Until what is being written is complete."""
-        with _writing(self.directory):
+        """Until what is being written is complete.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        with self._writing(self._saving):
             self._manager.wait_until_finished()
+        self._join()
 
     def close(self) -> None:
         """Finish writing and release threads.
@@ -136,164 +172,31 @@ class Checkpoints:
         Raises:
             UserError: what was being written could not be.
         """
-        with _writing(self.directory):
+        with self._writing(self._saving):
             self._manager.close()
+        self._join()
 
-
-def read_run_config(path: Path) -> RunConfig:
-    """The run that wrote the newest checkpoint at `path`."""
-    step = newest_step(path)
-    with _reading(step), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        settings = reader.restore(step.absolute() / "config")
-    return parse_config(settings, source=str(step))
-
-
-def read_model_config(path: Path) -> ModelConfig:
-    """The architecture of the newest checkpoint at `path`."""
-    return read_run_config(path).model
-
-
-class WeightReader(Mapping[str, np.ndarray]):
-    """The weights of a checkpoint by dotted name, each read when it is asked for, as stored."""
-
-    def __init__(self, path: Path):
-        """Open the newest step at `path`.
+    @contextmanager
+    def _writing(self, step: int | None) -> Iterator[None]:
+        """Name the folder when a step cannot be written, and leave nothing of it that takes room.
 
         Raises:
-            UserError: there is no complete checkpoint, or it is damaged.
+            UserError: it cannot.
         """
-        step = newest_step(path)
-        self.run = read_run_config(step)
-        self.iteration = int(step.name)  # training steps done; 0: weights alone
-        data_state = _data_state(step)
-        self.consumed_samples: int | None = data_state.get("consumed_samples")
-        self.base_weights: DataState | None = data_state.get("base_weights")  # beneath adapters
-        self.arrays = _stored_arrays(step)
-        shapes = named_parameters(abstract_trained(self.run))
-        _check_same_shapes(step, self.arrays, shapes)
-        self._step, self._names = step, list(shapes)
-        self._reader = ArrayReader(step / "parameters")
+        self._saving = step
+        try:
+            yield
+        except Exception as error:
+            problem = storage_problem(error)
+            if jax.process_index() == 0:
+                for unfinished in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(unfinished, ignore_errors=True)
+            raise UserError(
+                f"{self.directory}: the checkpoint of step {step} could not be written: {problem}; "
+                "make room or mend the folder. The same command goes on from the newest complete "
+                "step"
+            ) from None
 
-    @property
-    def dtype(self) -> str:
-        """Format of the stored weights, that of the embedding, e.g. "bfloat16"."""
-        return self.arrays["embed_tokens"].dtype.name
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        with _reading(self._step):
-            return self._reader.read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def save_weights(
-    path: Path,
-    config: ModelConfig,
-    dtype: np.dtype,
-    read: Callable[[str], np.ndarray],
-    tokenizer_files: Sequence[Path],
-    progress: Callable[[int], None] = lambda num_bytes: None,
-) -> None:
-    """Write weights alone as step 0 of a new checkpoint folder, without optimizer state.
-
-    Args:
-        dtype: format of the stored weights.
-        read: gives one tensor by dotted name in that format, in any memory order; called once for
-            each, when the one before it is written.
-        progress: told the bytes of each tensor that has been written.
-    """
-    run = RunConfig(model=config, data=DataConfig(sequence_length=config.max_position_embeddings))
-    arrays = {
-        name: UnreadArray(tuple(shape.shape), dtype, functools.partial(read, name), progress)
-        for name, shape in named_parameters(abstract_parameters(config)).items()
-    }
-    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-    handlers = {
-        "parameters": unread_arrays_handler(),
-        "config": ocp.JsonCheckpointHandler(),
-        "tokenizer": FilesHandler(),
-    }
-    with ocp.CheckpointManager(path.absolute(), options=options, item_handlers=handlers) as manager:
-        manager.save(
-            0,
-            args=ocp.args.Composite(
-                parameters=ocp.args.PyTreeSave(arrays),
-                config=ocp.args.JsonSave(run.model_dump(mode="json")),
-                tokenizer=SaveFiles(tokenizer_files),
-            ),
-        )
-
-
-@contextmanager
-def _reading(step: Path) -> Iterator[None]:
-    """Name the checkpoint when Orbax or TensorStore cannot make sense of its files."""
-    try:
-        yield
-    except Exception as error:
-        raise UserError(
-            f"{step}: is damaged or incomplete: {_storage_problem(error)}; restore its files, or "
-            "move it away to use the step before it"
-        ) from None
-
-
-@contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    """Name the folder when a checkpoint cannot be written, now or by the writer's threads."""
-    try:
-        yield
-    except Exception as error:
-        raise UserError(
-            f"{directory}: a checkpoint could not be written: {_storage_problem(error)}; make "
-            "room or mend the folder. The same command then goes on from the newest complete step"
-        ) from None
-
-
-def _storage_problem(error: Exception) -> str:
-    """What the storage said, on one line; errors of other kinds are raised again."""
-    # Orbax wraps what TensorStore says of arrays in a bare Exception.
-    cause = error.__cause__ if type(error) is Exception else error
-    if not isinstance(cause, OSError | ValueError | KeyError):
-        raise error
-    return str(cause).partition("\n")[0][:300]
-
-
-def _data_state(step: Path) -> DataState:
-    """Where a step stands in the data; empty where only weights were kept."""
-    if not (step / "data").is_dir():
-        return {}
-    with _reading(step), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(step.absolute() / "data")
-
-
-def _stored_arrays(step: Path) -> dict[str, Any]:
-    """Shape and dtype of each parameter of a step, by dotted name."""
-    with _reading(step), ocp.StandardCheckpointer() as reader:
-        metadata = reader.metadata(step.absolute() / "parameters")
-        tree = getattr(metadata, "item_metadata", metadata)
-        if tree is None:
-            raise ValueError("the list of its parameters cannot be read")
-    return dict(tree)
-
-
-def _check_same_shapes(step: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Compare names and shapes before Orbax would fail on them one by one.
-
-    Raises:
-        UserError: naming the first parameters that differ.
-    """
-    found = {name: tuple(leaf.shape) for name, leaf in stored.items()}
-    expected = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
-    if found == expected:
-        return
-    differing = [
-        f"{name}: {found.get(name, 'absent')} in the checkpoint, "
-        f"{expected.get(name, 'absent')} here"
-        for name in sorted({*found, *expected})
-        if found.get(name) != expected.get(name)
-    ]
-    shown = "\n  ".join(differing[:5]) + ("\n  ..." if len(differing) > 5 else "")
-    raise UserError(f"{step}: was written by another model configuration:\n  {shown}")
+    def _join(self) -> None:
+        if self._completing.ident is not None:
+            self._completing.join()

@@ -8,7 +8,7 @@ from dongwu_jax.config import ModelConfig, RunConfig
 from dongwu_jax.data.fingerprint import Fingerprint, compare_fingerprints
 from dongwu_jax.errors import UserError
 from dongwu_jax.training.checkpoint_folders import newest_step
-from dongwu_jax.training.checkpoints import DataState, read_run_config
+from dongwu_jax.training.stored_weights import DataState, read_run_config
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,12 @@ Every line has `time` (seconds since the epoch, UTC), `utc` (the same for people
     compiled: seconds
     pause: what (evaluation, checkpoint, profile, closing), step, seconds
     data: first_step, last_step, samples drawn from each dataset of the blend between them
+    step_times: step, seconds of a step by host (medians since the one before)
     stop: reason (a signal or a time limit), step; before the `end`
     bad_step: step, reason, numbers, computed_again, action, in_a_row
     rollback: step, to
+    checkpoint_failed: message, newest
+    damaged_checkpoint: step, problems, set_aside
     end: reason (finished, stopped, interrupted, failed), step, message
 
 A process that is killed leaves no `end`. `dongwu_jax.report` makes a page of it.
@@ -47,7 +50,7 @@ class RunLog:
             path: of the file; None: every event is dropped, as in all processes but the first.
         """
         self._path = path
-        self._begun = False
+        self._begun = self._failing = False
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one event; `fields` must be JSON-able."""
@@ -58,9 +61,11 @@ class RunLog:
         line = orjson.dumps(head | fields, default=str).decode() + "\n"
         try:
             self._append(self._path, line)
+            self._failing = False
         except OSError as error:
-            logger.warning("%s: cannot be written: %s; later events are lost", self._path, error)
-            self._path = None
+            if not self._failing:
+                logger.warning("%s: cannot be written: %s; events are lost", self._path, error)
+            self._failing, self._begun = True, False  # perhaps in the middle of a line
 
     def _append(self, path: Path, line: str) -> None:
         if not self._begun:

@@ -25,15 +25,18 @@ from dongwu_jax.training.base_weights import check_same_base, describe_base
 from dongwu_jax.training.batches import BatchLayout
 from dongwu_jax.training.checkpoints import Checkpoints
 from dongwu_jax.training.compilation import keep_compiled_programs
+from dongwu_jax.training.damaged_checkpoints import set_damaged_aside
 from dongwu_jax.training.distillation import TeacherModel, make_distillation_loss
 from dongwu_jax.training.gate import abstract_gate
 from dongwu_jax.training.gradients import Objective
 from dongwu_jax.training.host_memory import make_host_memory_ready
 from dongwu_jax.training.profile import StepRange, profiled
-from dongwu_jax.training.reports import Report, open_reports
+from dongwu_jax.training.reporting import Reports
+from dongwu_jax.training.reports import open_reports
 from dongwu_jax.training.resume import check_same_data, check_same_run
 from dongwu_jax.training.run_inputs import checked_tokenizer_files, open_datasets
 from dongwu_jax.training.run_log import environment, lost_work, open_run_log
+from dongwu_jax.training.saving import Saving
 from dongwu_jax.training.state import StartingPoint, TrainState, abstract_state, initial_state
 from dongwu_jax.training.step import (
     Metrics,
@@ -42,6 +45,7 @@ from dongwu_jax.training.step import (
     make_train_step,
 )
 from dongwu_jax.training.stepping import Stepping, renumbered
+from dongwu_jax.training.stored_weights import DataState
 from dongwu_jax.training.throughput import Stopwatch, Throughput
 from dongwu_jax.training.trained_weights import Frozen
 from dongwu_jax.training.watchdog import Watchdog, make_watchdog
@@ -84,8 +88,11 @@ class Trainer:
         self._cache = open_run_cache(config, self.fingerprint)
         self.layout = BatchLayout(config, self.sharding, self._cache.entries if self._cache else {})
         objective = self._objective(devices[0].platform)
+        self.run_log = open_run_log(config)
+        set_damaged_aside(config.checkpoint.directory, self.run_log)
         # After all that may be refused: it starts threads.
         self.checkpoints = Checkpoints(config.checkpoint)
+        self._saving = Saving(config, self.checkpoints, self.tokenizer_files, self.run_log)
         if config.training.compilation_cache:
             keep_compiled_programs(config.checkpoint.directory.parent / "compiled")
         self._train_step = make_train_step(config, self.sharding, objective)
@@ -97,7 +104,6 @@ class Trainer:
         self._throughput = Throughput(config, devices, model)
         self._stopwatch = Stopwatch()
         self._watchdog = self.watchdog or make_watchdog(config, jax.process_index())
-        self.run_log = open_run_log(config)
         self.stopped_early = False  # by agreement
         recorder = BadStepRecorder(config, self.datasets.train)
         self._bad_steps = BadSteps(
@@ -107,7 +113,7 @@ class Trainer:
             is_exact(devices[0].platform, config.training.deterministic),
         )
         self._abstract_state = abstract_state(config, self.sharding)
-        self._reports: list[Report] = []
+        self._reports = Reports()
         self._last_finished = self._last_reported = self._last_saved = 0
         self._always_reported: tuple[int, ...] = ()
 
@@ -164,7 +170,7 @@ class Trainer:
         )
         self._log_start(state, resumed)
         if jax.process_index() == 0:
-            self._reports = open_reports(self.config, first, resumed)
+            self._reports = Reports(open_reports(self.config, first, resumed))
         loader = self._loader(self.datasets.train, first, last, self._cache)
         with self.run_log.session(lambda: self._last_finished, self.config.steps):
             try:
@@ -172,9 +178,8 @@ class Trainer:
             finally:
                 with self._pausing("closing the run", "closing", self._last_finished):
                     loader.close()
-                    for report in self._reports:
-                        report.close()
-                    self.checkpoints.close()
+                    self._reports.close()
+                    self._saving.close()
         return state
 
     def _log_start(self, state: TrainState, resumed: bool) -> None:
@@ -234,7 +239,7 @@ class Trainer:
 
     def _save_last(self, state: TrainState, step: int) -> TrainState:
         with self._pausing("saving the last checkpoint", "checkpoint", step):
-            self._save(state, step)
+            self._save(state, step, self._saving.save_last)
         return state
 
     def _stop_early(self, done: int) -> None:
@@ -270,10 +275,10 @@ class Trainer:
         """What interrupts the stream of steps: evaluation and saving, when they are due."""
         if self._evaluates_after(step):
             with self._pausing(f"the evaluation after step {step}", "evaluation", step):
-                self._write(step, self.evaluate(state))
+                self._reports.write(step, self.evaluate(state))
         if self._saves_after(step):
             with self._pausing(f"saving the checkpoint of step {step}", "checkpoint", step):
-                self._save(state, step)
+                self._save(state, step, self._saving.save)
 
     @contextmanager
     def _pausing(self, what: str, kind: str, step: int) -> Iterator[None]:
@@ -283,7 +288,9 @@ class Trainer:
             yield
         self._stopwatch.exclude(time.perf_counter() - started)
 
-    def _save(self, state: TrainState, step: int) -> None:
+    def _save(
+        self, state: TrainState, step: int, save: Callable[[TrainState, DataState], None]
+    ) -> None:
         batch, first = self.config.training.global_batch_size, self._last_saved
         data_state = {
             "fingerprint": self.fingerprint,
@@ -292,7 +299,7 @@ class Trainer:
         }
         if self._base_weights:
             data_state["base_weights"] = self._base_weights
-        self.checkpoints.save(state, self.config, data_state, self.tokenizer_files)
+        save(state, data_state)
         if step > first:
             samples = samples_drawn(self.datasets.train, first * batch, step * batch)
             self.run_log.event("data", first_step=first, last_step=step, samples=samples)
@@ -345,12 +352,12 @@ class Trainer:
         if step % self.config.logging.interval == 0 or step in self._always_reported:
             seconds, waited = self._stopwatch.lap()
             steps, self._last_reported = step - self._last_reported, step
-            self._write(step, metrics | self._throughput.figures(steps, seconds, waited))
+            self._reports.write(step, metrics | self._throughput.figures(steps, seconds, waited))
 
     def _roll_back(self, state: TrainState, step: int) -> TrainState:
         """The newest checkpoint's state in the place of that after `step`."""
         with self._pausing(f"rolling back from step {step}", "rollback", step):
-            self.checkpoints.wait()
+            self._saving.settle()
             newest = self.checkpoints.latest_step
             if newest is None:
                 logger.warning("no checkpoint to roll back to: only step %d is left out", step)
@@ -362,7 +369,3 @@ class Trainer:
         logger.warning("rolled back to step %d; going on with step %d", newest, step + 1)
         self.run_log.event("rollback", step=step, to=newest)
         return renumbered(state, step)
-
-    def _write(self, step: int, metrics: dict[str, float]) -> None:
-        for report in self._reports:
-            report.write(step, metrics)

@@ -20,7 +20,8 @@ from dongwu_jax.config import dump_config
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.sources import open_source
 from dongwu_jax.training.checkpoint_folders import tokenizer_folder
-from dongwu_jax.training.checkpoints import Checkpoints, WeightReader, read_run_config
+from dongwu_jax.training.checkpoints import Checkpoints
+from dongwu_jax.training.stored_weights import WeightReader, read_run_config
 from dongwu_jax.training.trainer import Trainer
 
 

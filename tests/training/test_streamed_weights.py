@@ -18,8 +18,9 @@ from dongwu_jax.interop.targets import DTYPES
 from dongwu_jax.interop.tensors import model_tensors
 from dongwu_jax.models.parameters import abstract_parameters, named_parameters
 from dongwu_jax.training import streamed_weights
-from dongwu_jax.training.checkpoints import Checkpoints, WeightReader, save_weights
+from dongwu_jax.training.checkpoints import Checkpoints
 from dongwu_jax.training.state import TrainState
+from dongwu_jax.training.stored_weights import WeightReader, save_weights
 from dongwu_jax.training.streamed_weights import ArrayReader, UnreadArray, unread_arrays_handler
 
 CONFIG = ModelConfig(
