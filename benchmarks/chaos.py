@@ -71,8 +71,13 @@ class Run:
         names = [entry.name for entry in self.checkpoints.iterdir()]
         return max((int(name) for name in names if name.isdigit()), default=0)
 
-    def phase(self, events_before: int) -> str:
-        """What the run is doing, by what it has written since `events_before` lines of its log."""
+    def phase(self, events_before: int, first: int) -> str:
+        """What a start is doing, by what it has written.
+
+        Args:
+            events_before: lines of the run's log that are of earlier starts.
+            first: the newest checkpoint when it began.
+        """
         kinds = {event["event"] for event in self.records("events.jsonl")[events_before:]}
         if "start" not in kinds:
             return "start-up"
@@ -80,8 +85,9 @@ class Run:
             return "compiling"
         if any(self.checkpoints.glob("*.orbax-checkpoint-tmp*")):
             return "saving"
-        newest = self.checkpoints / str(self.newest_checkpoint())
-        if newest.is_dir() and len(list(newest.glob("checksums.*"))) < self.processes:
+        newest = self.newest_checkpoint()
+        written = list((self.checkpoints / str(newest)).glob("checksums.*"))
+        if newest > first and len(written) < self.processes:
             return "checksums"
         last = self._last_metrics()
         between = "loss" in last and last["step"] % _EVALUATION_INTERVAL == 0
@@ -172,17 +178,18 @@ def _kill_once(
         target, began = dice.choice(PHASES), time.monotonic()
         before, events_before = run.newest_checkpoint(), len(run.records("events.jsonl"))
         processes = run.start(config)
-        if _wait_for(run, target, dice, events_before, processes):
+        if _wait_for(run, target, dice, (events_before, before), processes):
             break
         round_number += run.newest_checkpoint() >= options.steps
     victim = dice.randrange(options.processes)
     processes[victim].send_signal(signal.SIGKILL)
     killed = time.monotonic()
     processes[victim].wait()
-    phase = run.phase(events_before)
+    phase = run.phase(events_before, before)
     others = [process for process in processes if process is not processes[victim]]
     codes = [process.wait(_PATIENCE_SECONDS) for process in others]
-    reached, newest = run.last_step(), run.newest_checkpoint()
+    newest = run.newest_checkpoint()
+    reached = newest if phase in ("start-up", "compiling") else max(run.last_step(), newest)
     return {
         "round": round_number,
         "aimed_at": target,
@@ -191,9 +198,9 @@ def _kill_once(
         "others_ended_with": codes,
         "others_ended_after_seconds": round(time.monotonic() - killed, 1) if others else None,
         "resumed_from": before,
-        "reached": max(reached, newest),
+        "reached": reached,
         "newest_checkpoint": newest,
-        "steps_lost": max(reached - newest, 0),
+        "steps_lost": reached - newest,
         "seconds": round(killed - began, 1),
     }
 
@@ -202,7 +209,7 @@ def _wait_for(
     run: Run,
     target: str,
     dice: random.Random,
-    events_before: int,
+    beginning: tuple[int, int],
     processes: list[subprocess.Popen[bytes]],
 ) -> bool:
     """Wait for a phase, and then for a while drawn by lot; False: the run has ended by itself."""
@@ -219,7 +226,7 @@ def _wait_for(
             return False
         if time.monotonic() > deadline:
             raise UserError(f"{run.folder}: no {target} within {_PATIENCE_SECONDS} s")
-        now_inside = run.phase(events_before) == target
+        now_inside = run.phase(*beginning) == target
         if now_inside and not inside:
             if not skipped:
                 time.sleep(dice.uniform(0, longest))
@@ -236,7 +243,9 @@ def _differences(run: Run, reference: Run) -> list[str]:
     for item in ("parameters", "optimizer"):
         one, two = (_stored(each.checkpoints / str(step) / item) for each in (run, reference))
         found += [
-            f"{item}: {name}" for name in one.keys() | two.keys() if one.get(name) != two.get(name)
+            f"{item}: {name.decode()}"
+            for name in one.keys() | two.keys()
+            if one.get(name) != two.get(name)
         ]
     curves = [_curve(each) for each in (run, reference)]
     if curves[0] != curves[1]:

@@ -17,8 +17,8 @@ from dongwu_jax.errors import UserError
 from dongwu_jax.parallel.cluster_detection import Cluster, detect_cluster
 from dongwu_jax.parallel.distributed import initialization_timeout, joined
 from dongwu_jax.parallel.lifelines import Lifelines
+from dongwu_jax.parallel.peers import Peers
 from dongwu_jax.parallel.stop_agreement import StopAgreement
-from dongwu_jax.parallel.switchboard import Switchboard
 from dongwu_jax.training.profile import StepRange
 from dongwu_jax.training.stopping import StopSignals, end_this_process, stop_after, time_limit
 from dongwu_jax.training.watchdog import Watchdog, make_watchdog
@@ -48,15 +48,16 @@ def main(arguments: list[str] | None = None) -> int:
     _allow_most_host_memory()
     with joined(cluster, timeout) as lifelines:
         config = load_config(options.config, options.overrides)
-        agreement = StopAgreement(lifelines.switchboard if lifelines else Switchboard())
+        peers = lifelines.peers if lifelines else Peers()
+        agreement = StopAgreement(peers.switchboard)
         if exit_after is not None:
             stop_after(agreement, exit_after - (time.time() - began))
         # Around loading, too: opening the data is where a shared file system hangs.
         with (
-            make_watchdog(config, cluster.process_id if cluster else 0) as watchdog,
+            make_watchdog(config, peers) as watchdog,
             _stop_signals(agreement, lifelines),
         ):
-            return _train(config, watchdog, agreement, began, options, timeout)
+            return _train(config, watchdog, agreement, peers, began, options, timeout)
 
 
 def _stop_signals(agreement: StopAgreement, lifelines: Lifelines | None) -> StopSignals:
@@ -102,6 +103,7 @@ def _train(
     config: RunConfig,
     watchdog: Watchdog,
     agreement: StopAgreement,
+    peers: Peers,
     began: float,
     options: argparse.Namespace,
     timeout_seconds: float,
@@ -115,7 +117,9 @@ def _train(
     config, start = resolve_initial_weights(config)
     config, teacher = resolve_teacher(config)
     check_same_settings(config, timeout_seconds)
-    trainer = Trainer(config, start, teacher, watchdog, began, agreement, options.profile_steps)
+    trainer = Trainer(
+        config, start, teacher, watchdog, began, agreement, options.profile_steps, peers
+    )
     trainer.run(options.stop_after)
     return exit_codes.SAVED if trainer.stopped_early else exit_codes.DONE
 

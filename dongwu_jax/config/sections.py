@@ -352,3 +352,13 @@ class GuardsConfig(Section):
         description="limit of all that is no ordinary step: loading, compiling with the first "
         "step, an evaluation, saving a checkpoint",
     )
+    straggler_share: NonNegativeFloat = Field(
+        0.2,
+        description="a process that delays steps by more than this share of a step, by its own "
+        "work between waits for its devices, is named in the log; 0: none is",
+    )
+    weight_check_interval: NonNegativeInt = Field(
+        0,
+        description="steps between comparisons of the data-parallel replicas' weights, bit for "
+        "bit; where they differ, the run ends with exit code 77. 0: never",
+    )

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Protocol
 
 from dongwu_jax import exit_codes
 from dongwu_jax.errors import UserError
+from dongwu_jax.parallel.peers import Peers
 from dongwu_jax.parallel.roll_call import Attendance, Connection
 from dongwu_jax.parallel.switchboard import Switchboard
 
@@ -43,14 +44,14 @@ class Lifelines:
     """Ties this process to the others from the roll call on.
 
     Attributes:
-        hosts: name of each process's host.
-        switchboard: for what the processes have to tell each other.
+        peers: the processes, for what they have to tell each other.
     """
 
     def __init__(self, process_id: int, attendance: Attendance):
-        self._process_id, self.hosts = process_id, attendance.hosts
-        self._connections = attendance.connections
-        self.switchboard = Switchboard(process_id, attendance.connections)
+        self._process_id, self._connections = process_id, attendance.connections
+        self.peers = Peers(
+            process_id, attendance.hosts, Switchboard(process_id, attendance.connections)
+        )
         self._finished: set[int] = set()
         self._told = threading.Event()  # that another process ended
         self._ending = threading.Lock()  # of whoever ends this process
@@ -98,7 +99,7 @@ class Lifelines:
         """End this process with an exit code, and with it all others, which are told why."""
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()  # another thread ends the process
-        own_name = self._name(self._process_id)
+        own_name = self.peers.name(self._process_id)
         self._broadcast({"stopped": f"{own_name} stopped: {reason}"})
         self._end(f"{own_name}: {reason}", exit_code)
 
@@ -114,7 +115,7 @@ class Lifelines:
                     except ConnectionError as error:
                         selector.unregister(connection.socket)
                         if rank not in self._finished:
-                            self._stop_with(f"{self._name(rank)} is gone: {error}", 0)
+                            self._stop_with(f"{self.peers.name(rank)} is gone: {error}", 0)
 
     def _ask(self, store: KeyValueStore) -> None:
         answered, unanswered = False, 0
@@ -130,7 +131,7 @@ class Lifelines:
                 last = asked
             elif unanswered == _UNANSWERED_QUESTIONS:
                 seconds = time.monotonic() - last
-                self._stop_with(f"{self._name(0)} has not answered for {seconds:.0f} s", 0)
+                self._stop_with(f"{self.peers.name(0)} has not answered for {seconds:.0f} s", 0)
 
     def _take_in(self, rank: int, connection: Connection) -> None:
         for message in connection.receive():
@@ -141,7 +142,7 @@ class Lifelines:
             elif "lost" in message:
                 self._stop_with(str(message["lost"]), 0)
             else:
-                self.switchboard.take_in(rank, message)
+                self.peers.switchboard.take_in(rank, message)
 
     def _stop_with(self, reason: str, seconds_to_end: float) -> None:
         """End this process because of another, unless it ends by itself first."""
@@ -151,7 +152,7 @@ class Lifelines:
         time.sleep(seconds_to_end)
         if self._ending.acquire(blocking=False):
             self._end(
-                f"{reason}. {self._name(self._process_id)} stops too; the same command goes "
+                f"{reason}. {self.peers.name(self._process_id)} stops too; the same command goes "
                 "on from the newest checkpoint",
                 exit_codes.PEER_LOST,
             )
@@ -170,6 +171,3 @@ class Lifelines:
             while time.monotonic() < deadline and not all(line.closed() for line in lines):
                 time.sleep(0.1)
         os._exit(exit_code)
-
-    def _name(self, rank: int) -> str:
-        return f"process {rank} ({self.hosts[rank]})"

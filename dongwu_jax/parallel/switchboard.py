@@ -3,6 +3,7 @@
 Rare and small. A thread answers, so that a process whose main thread waits for its devices does.
 """
 
+import itertools
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,10 +25,9 @@ class Switchboard:
         self._process_id, self._connections = process_id, connections or {}
         self._listeners: dict[str, Listener] = {}
         self._answers: dict[str, Callable[[], Any]] = {}
-        self._asking = threading.Lock()  # one question at a time
         self._answered = threading.Condition()
-        self._question = 0
-        self._received: dict[int, Any] = {}
+        self._numbers = itertools.count(1)
+        self._received: dict[int, dict[int, Any]] = {}  # by question, by process
 
     def on_notice(self, kind: str, listener: Listener) -> None:
         """Who is told of notices of a kind."""
@@ -56,17 +56,13 @@ class Switchboard:
         Args:
             timeout_seconds: after which those that have not answered are left out.
         """
-        with self._asking:
-            with self._answered:
-                self._question += 1
-                number, self._received = self._question, {0: self._answer(kind)}
-            for connection in self._connections.values():
-                connection.send({"question": kind, "number": number})
-            with self._answered:
-                self._answered.wait_for(
-                    lambda: len(self._received) > len(self._connections), timeout_seconds
-                )
-                return dict(self._received)
+        number = next(self._numbers)
+        answers = self._received[number] = {0: self._answer(kind)}
+        for connection in self._connections.values():
+            connection.send({"question": kind, "number": number})
+        with self._answered:
+            self._answered.wait_for(lambda: len(answers) > len(self._connections), timeout_seconds)
+            return self._received.pop(number)
 
     def take_in(self, rank: int, message: Mapping[str, Any]) -> None:
         """A message that came from a process; of kinds that nobody knows, nothing happens."""
@@ -78,8 +74,9 @@ class Switchboard:
             self._connections[rank].send(reply)
         elif "answer" in message:
             with self._answered:
-                if message.get("number") == self._question:
-                    self._received[rank] = message["answer"]
+                question = self._received.get(message.get("number", 0))
+                if question is not None:  # else it has been given up
+                    question[rank] = message["answer"]
                     self._answered.notify_all()
 
     def _hear(self, rank: int, kind: str, content: Any) -> None:

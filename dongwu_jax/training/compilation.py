@@ -45,24 +45,33 @@ GPU_OPTIONS = (
 )
 
 
+# Kernels whose sums do not depend on timing, and the same choice of kernels in every start.
+DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
+
+
 def compiler_options(
-    platform: str, can_hide_copies: bool, version: Version | None = None
+    platform: str,
+    can_hide_copies: bool,
+    version: Version | None = None,
+    deterministic: bool = False,
 ) -> dict[str, bool]:
     """The options for `jax.jit`.
 
     Args:
-        platform: of the devices; "cpu" needs none.
+        platform: of the devices; "cpu" needs none, and always gives the same bits.
         can_hide_copies: to other devices or the host, behind computation.
         version: of jaxlib; None: the installed one.
+        deterministic: whether the programs must always give the same bits.
     """
     if platform == "cpu":
         return {}
     version = version or tuple(int(part) for part in jaxlib.__version__.split(".")[:2])
-    return {
+    chosen = {
         option.name: option.value
         for option in GPU_OPTIONS
         if option.since <= version and (option.where_copies_can_be_hidden or not can_hide_copies)
     }
+    return chosen | DETERMINISTIC if deterministic else chosen
 
 
 def keep_compiled_programs(folder: Path) -> None:

@@ -5,12 +5,14 @@ Every line has `time` (seconds since the epoch, UTC), `utc` (the same for people
     start: began, step, resumed, steps, config, parameters, versions, devices, blend, and what the
         start before had done in vain (`lost_work`)
     compiled: seconds
-    pause: what (evaluation, checkpoint, profile, closing), step, seconds
+    pause: what (evaluation, checkpoint, rollback, weight check, profile, closing), step, seconds
     data: first_step, last_step, samples drawn from each dataset of the blend between them
     step_times: step, seconds of a step by host (medians since the one before)
     stop: reason (a signal or a time limit), step; before the `end`
     bad_step: step, reason, numbers, computed_again, action, in_a_row
     rollback: step, to
+    step_times: step, seconds: of a step that each process spends on its own, by host/process
+    straggler: step, process, host, own_seconds, median_own_seconds, step_seconds
     checkpoint_failed: message, newest
     damaged_checkpoint: step, problems, set_aside
     end: reason (finished, stopped, interrupted, failed), step, message

@@ -109,7 +109,8 @@ def make_evaluation_step(config: RunConfig, objective: Objective) -> jax.stages.
 def _options(config: RunConfig, sharding: LogicalSharding) -> dict[str, bool]:
     devices = sharding.mesh.devices
     copies = devices.size > 1 or config.training.remat == "offload"
-    return compiler_options(devices.flat[0].platform, copies)
+    platform, deterministic = devices.flat[0].platform, config.training.deterministic
+    return compiler_options(platform, copies, deterministic=deterministic)
 
 
 def _exactly(step: Callable, config: RunConfig) -> Callable:

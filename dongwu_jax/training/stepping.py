@@ -1,6 +1,7 @@
 """The compiled step, one ahead of what the host knows of the step before."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,9 @@ class Stepping:
 
     A bad step leaves the state as it was, and so does the one that was dispatched after it, which
     is then begun again.
+
+    Attributes:
+        device_wait_seconds: spent on waiting for results, to be set to 0 by who has read it.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Stepping:
         self._program, self._frozen = program, frozen
         self._bad_steps, self._finished, self._roll_back = bad_steps, finished, roll_back
         self._begun: _Begun | None = None
+        self.device_wait_seconds = 0.0
 
     def advance(self, state: TrainState, step: int, batch: Batch) -> TrainState:
         """Begin a step, and wait for the one before it.
@@ -76,7 +81,9 @@ class Stepping:
         return self._program(state, batch, self._frozen, gate)
 
     def _numbers(self, begun: _Begun) -> Numbers:
+        waiting = time.perf_counter()
         numbers = {name: float(value) for name, value in begun.metrics.items()}
+        self.device_wait_seconds += time.perf_counter() - waiting
         reported = {name: value for name, value in numbers.items() if name != "applied"}
         if numbers["applied"]:
             self._bad_steps.applied(begun.step, numbers)

@@ -17,6 +17,7 @@ from dongwu_jax.data.loader import BatchLoader
 from dongwu_jax.data.teacher_cache import TeacherCache, open_run_cache
 from dongwu_jax.models.parameters import Parameters, parameter_count, parameter_shardings
 from dongwu_jax.parallel.layout import make_sharding, teacher_sharding
+from dongwu_jax.parallel.peers import Peers
 from dongwu_jax.parallel.stop_agreement import StopAgreement
 from dongwu_jax.parallel.switchboard import Switchboard
 from dongwu_jax.training.bad_step_record import BadStepRecorder
@@ -46,9 +47,11 @@ from dongwu_jax.training.step import (
 )
 from dongwu_jax.training.stepping import Stepping, renumbered
 from dongwu_jax.training.stored_weights import DataState
+from dongwu_jax.training.stragglers import Stragglers
 from dongwu_jax.training.throughput import Stopwatch, Throughput
 from dongwu_jax.training.trained_weights import Frozen
 from dongwu_jax.training.watchdog import Watchdog, make_watchdog
+from dongwu_jax.training.weight_check import WeightCheck
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ class Trainer:
         began: when the work for this run began, in seconds since the epoch.
         agreement: asked before each step whether it is still to be done.
         profile: steps that are traced into the folder `profile` beside the metrics.
+        peers: the processes of the run.
     """
 
     config: RunConfig
@@ -75,6 +79,7 @@ class Trainer:
     began: float = field(default_factory=time.time)
     agreement: StopAgreement = field(default_factory=lambda: StopAgreement(Switchboard()))
     profile: StepRange | None = None
+    peers: Peers = field(default_factory=Peers)
     _base_weights: dict[str, Any] = field(default_factory=dict, init=False)  # beneath adapters
 
     def __post_init__(self) -> None:
@@ -103,7 +108,8 @@ class Trainer:
         model = self.teacher.config if self.teacher else None
         self._throughput = Throughput(config, devices, model)
         self._stopwatch = Stopwatch()
-        self._watchdog = self.watchdog or make_watchdog(config, jax.process_index())
+        self._watchdog = self.watchdog or make_watchdog(config, self.peers)
+        self._stragglers = Stragglers(self.peers, self.run_log, config.guards.straggler_share)
         self.stopped_early = False  # by agreement
         recorder = BadStepRecorder(config, self.datasets.train)
         self._bad_steps = BadSteps(
@@ -113,6 +119,7 @@ class Trainer:
             is_exact(devices[0].platform, config.training.deterministic),
         )
         self._abstract_state = abstract_state(config, self.sharding)
+        self._weight_check = WeightCheck(self.sharding, self._abstract_state.parameters)
         self._reports = Reports()
         self._last_finished = self._last_reported = self._last_saved = 0
         self._always_reported: tuple[int, ...] = ()
@@ -215,7 +222,7 @@ class Trainer:
         self._always_reported = (first + 1, last)
         if first == last:
             return self._save_last(state, last)
-        stepping = Stepping(
+        stepping = self._stepping = Stepping(
             self._compile(state),
             self._frozen,
             self._bad_steps,
@@ -231,7 +238,7 @@ class Trainer:
             batch = self.layout.place(next(loader))
             self._stopwatch.data_wait_seconds += time.perf_counter() - waiting
             state = stepping.advance(state, step, batch)
-            if self._evaluates_after(step) or self._saves_after(step):
+            if self._pauses_after(step):
                 state = stepping.settle(state)
                 self._pause(state, step)
             done = step
@@ -264,19 +271,24 @@ class Trainer:
         folder = self.config.log_directory / "profile"
         return profiled(compiled, int(state.step) + 1, self.profile, folder, pause)
 
-    def _evaluates_after(self, step: int) -> bool:
-        interval = self.config.evaluation.interval
-        return bool(interval) and step % interval == 0
-
-    def _saves_after(self, step: int) -> bool:
-        return step % self.config.checkpoint.interval == 0
+    def _pauses_after(self, step: int) -> bool:
+        config = self.config
+        intervals = (
+            config.guards.weight_check_interval,
+            config.evaluation.interval,
+            config.checkpoint.interval,
+        )
+        return any(_due(step, interval) for interval in intervals)
 
     def _pause(self, state: TrainState, step: int) -> None:
-        """What interrupts the stream of steps: evaluation and saving, when they are due."""
-        if self._evaluates_after(step):
+        """What interrupts the stream of steps: checks, evaluation and saving, when they are due."""
+        if _due(step, self.config.guards.weight_check_interval):
+            with self._pausing(f"comparing the weights of step {step}", "weight check", step):
+                self._weight_check.check(step, state.parameters, self.peers.hosts)
+        if _due(step, self.config.evaluation.interval):
             with self._pausing(f"the evaluation after step {step}", "evaluation", step):
                 self._reports.write(step, self.evaluate(state))
-        if self._saves_after(step):
+        if _due(step, self.config.checkpoint.interval):
             with self._pausing(f"saving the checkpoint of step {step}", "checkpoint", step):
                 self._save(state, step, self._saving.save)
 
@@ -352,6 +364,9 @@ class Trainer:
         if step % self.config.logging.interval == 0 or step in self._always_reported:
             seconds, waited = self._stopwatch.lap()
             steps, self._last_reported = step - self._last_reported, step
+            on_its_own = max(seconds - self._stepping.device_wait_seconds, 0.0)
+            self._stepping.device_wait_seconds = 0.0
+            self._stragglers.step_times(step, steps, on_its_own, seconds)
             self._reports.write(step, metrics | self._throughput.figures(steps, seconds, waited))
 
     def _roll_back(self, state: TrainState, step: int) -> TrainState:
@@ -369,3 +384,8 @@ class Trainer:
         logger.warning("rolled back to step %d; going on with step %d", newest, step + 1)
         self.run_log.event("rollback", step=step, to=newest)
         return renumbered(state, step)
+
+
+def _due(step: int, interval: int) -> bool:
+    """Whether something that is done every so many steps is; 0: never."""
+    return interval > 0 and step % interval == 0

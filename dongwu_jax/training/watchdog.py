@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +15,11 @@ from types import TracebackType
 from dongwu_jax import exit_codes
 from dongwu_jax.config import RunConfig
 from dongwu_jax.config.sections import GuardsConfig
+from dongwu_jax.parallel.peers import Peers
 
 _STEPS_REMEMBERED = 100
+_STANDING = "standing"
+_SECONDS_FOR_ANSWERS = 5.0
 # The processes of a run hang together: each has this long to write its stacks before one exits.
 _SECONDS_FOR_OTHERS = 10.0
 # A hang that also holds Python's lock stops this module's thread; faulthandler's needs no lock.
@@ -34,12 +37,20 @@ class Watchdog:
     building included; without, it takes note of the steps and ends nothing.
     """
 
-    def __init__(self, guards: GuardsConfig, directory: Path, process_id: int):
+    def __init__(
+        self,
+        guards: GuardsConfig,
+        directory: Path,
+        process_id: int,
+        ask_others: Callable[[], Sequence[str]] = tuple,
+    ):
         """Not yet watching.
 
         Args:
             directory: where the stacks are written, as `hang.process<process_id>.txt`.
+            ask_others: says what each process of the run is doing; asked when there is a hang.
         """
+        self._ask_others = ask_others
         self._guards, self._process_id = guards, process_id
         self._path = directory / f"hang.process{process_id}.txt"
         self._seconds: deque[float] = deque(maxlen=_STEPS_REMEMBERED)
@@ -83,6 +94,12 @@ class Watchdog:
         yield
         self._expect_step()
 
+    def standing(self) -> str:
+        """What this process is waiting for."""
+        finished = "no step" if self._finished_step is None else f"step {self._finished_step}"
+        seconds = time.monotonic() - self._since
+        return f"has finished {finished}, {self._what} for {seconds:.0f} s"
+
     @property
     def step_limit_seconds(self) -> float:
         """How long the next step may take."""
@@ -124,6 +141,7 @@ class Watchdog:
             f"threads follow, and are in {self._path}. Exit code {exit_codes.HANG}; the same "
             "command goes on from the newest checkpoint"
         )
+        message = "\n".join([message, *self._ask_others()])
         print(f"error: {message}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(_STANDARD_ERROR, all_threads=True)
         # Not in this thread: the folder may be what hangs.
@@ -143,6 +161,18 @@ class Watchdog:
         os.replace(temporary, self._path)
 
 
-def make_watchdog(config: RunConfig, process_id: int) -> Watchdog:
-    """The watchdog of a run, which writes into its logging folder."""
-    return Watchdog(config.guards, config.log_directory, process_id)
+def make_watchdog(config: RunConfig, peers: Peers) -> Watchdog:
+    """The watchdog of a run, which writes into its logging folder.
+
+    Process 0 asks the others how far they are when there is a hang; threads of theirs answer.
+    """
+
+    def ask_others() -> list[str]:
+        if peers.process_id or len(peers.hosts) == 1:
+            return []
+        said = peers.switchboard.ask_all(_STANDING, _SECONDS_FOR_ANSWERS)
+        return [f"{peers.name(rank)} {said.get(rank, 'does not answer')}" for rank in peers.hosts]
+
+    watchdog = Watchdog(config.guards, config.log_directory, peers.process_id, ask_others)
+    peers.switchboard.on_question(_STANDING, watchdog.standing)
+    return watchdog

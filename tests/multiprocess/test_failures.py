@@ -55,8 +55,10 @@ def test_a_hang_becomes_stacks_and_an_exit(tmp_path, running):
     group.processes[1].send_signal(signal.SIGSTOP)
     assert group.wait(0, timeout=60) == exit_codes.HANG
     stacks = (tmp_path / "run" / "hang.process0.txt").read_text()
-    for text in (group.output(0), stacks):
+    for text in (group.output(0), " ".join(stacks.split())):
         assert "has not finished for" in text
+        assert re.search(r"process 0 \(\S+\) has finished step \d+, step \d+ for \d+ s", text)
+        assert re.search(r"process 1 \(\S+\) does not answer", text)
         assert "trainer.py" in text
     group.processes[1].send_signal(signal.SIGCONT)
     assert group.wait(1, timeout=60) != 0

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from dongwu_jax.training.compilation import (
+    DETERMINISTIC,
     GPU_OPTIONS,
     compiler_options,
     keep_compiled_programs,
@@ -20,6 +21,16 @@ def test_the_installed_compiler_knows_the_option(option):
         pytest.skip("not meant for this version")
     program = jax.jit(lambda x: x + 1, compiler_options={option.name: option.value})
     assert program(jnp.ones(())) == 2
+
+
+def test_deterministic_programs_are_asked_for_only_when_wanted():
+    plain, exact = (
+        compiler_options("gpu", False, deterministic=wanted) for wanted in (False, True)
+    )
+    assert exact == plain | DETERMINISTIC
+    assert compiler_options("cpu", False, deterministic=True) == {}
+    program = jax.jit(lambda x: x + 1, compiler_options=DETERMINISTIC)
+    assert program(jnp.ones(())) == 2  # the compiler knows it
 
 
 def test_an_unknown_option_would_be_noticed():
