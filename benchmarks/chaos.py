@@ -39,7 +39,7 @@ from dongwu_jax.report.run_folder import read_run_folder
 
 PHASES = ("start-up", "compiling", "steps", "saving", "checksums", "evaluation")
 _EVALUATION_INTERVAL, _CHECKPOINT_INTERVAL = 60, 100
-_PATIENCE_SECONDS = 300
+_PATIENCE_SECONDS = 3600  # the machine may have other work, too
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,15 @@ class Run:
         Raises:
             UserError: it does not.
         """
-        for rank, process in enumerate(self.start(config)):
-            if process.wait(_PATIENCE_SECONDS):
-                text = (self.folder / f"process{rank}.txt").read_text()[-2000:]
-                raise UserError(f"process {rank} ended with {process.returncode}:\n{text}")
+        started = self.start(config)
+        try:
+            for rank, process in enumerate(started):
+                if process.wait(_PATIENCE_SECONDS):
+                    text = (self.folder / f"process{rank}.txt").read_text()[-2000:]
+                    raise UserError(f"process {rank} ended with {process.returncode}:\n{text}")
+        finally:
+            for process in started:
+                process.kill()
 
 
 def main(arguments: list[str] | None = None) -> int:

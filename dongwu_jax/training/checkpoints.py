@@ -74,6 +74,7 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"checkpoint.directory={self.directory}: {error}") from None
         self._saving: int | None = None
+        self._failed: list[int | None] = []
         self._completing = threading.Thread()
 
     @property
@@ -96,6 +97,8 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self._remove_unfinished()  # again: threads may still have written when the step failed
+        self._failed.clear()
         with self._writing(step):
             self._manager.save(
                 step,
@@ -188,14 +191,20 @@ class Checkpoints:
             yield
         except Exception as error:
             problem = storage_problem(error)
-            if jax.process_index() == 0:
-                for unfinished in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(unfinished, ignore_errors=True)
+            self._failed.append(step)
+            self._remove_unfinished()
             raise UserError(
                 f"{self.directory}: the checkpoint of step {step} could not be written: {problem}; "
                 "make room or mend the folder. The same command goes on from the newest complete "
                 "step"
             ) from None
+
+    def _remove_unfinished(self) -> None:
+        """Remove what is left of steps that could not be written."""
+        if jax.process_index() == 0:
+            for step in self._failed:
+                for unfinished in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(unfinished, ignore_errors=True)
 
     def _join(self) -> None:
         if self._completing.ident is not None:

@@ -1,33 +1,88 @@
-"""Saving a run: a checkpoint that cannot be written does not end it while there are older ones."""
+"""Saving a run and going on from what was saved.
+
+A checkpoint that cannot be written does not end the run while there are older ones.
+"""
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from dongwu_jax.config import RunConfig
+from dongwu_jax.data.fingerprint import Fingerprint
+from dongwu_jax.data.gpt_dataset import SampleSource, samples_drawn
 from dongwu_jax.errors import UserError
+from dongwu_jax.training.bad_steps import BadSteps
+from dongwu_jax.training.base_weights import check_same_base
 from dongwu_jax.training.checkpoints import Checkpoints
+from dongwu_jax.training.resume import check_same_data, check_same_run
 from dongwu_jax.training.run_log import RunLog
 from dongwu_jax.training.state import TrainState
-from dongwu_jax.training.stored_weights import DataState
+from dongwu_jax.training.stepping import renumbered
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass
 class Saving:
-    """Writes the checkpoints of a run, and says when one could not be written."""
+    """Writes and restores the state of a run, with all that must go on as it was.
 
-    def __init__(
-        self,
-        config: RunConfig,
-        checkpoints: Checkpoints,
-        tokenizer_files: Sequence[Path],
-        run_log: RunLog,
-    ):
-        self._config, self._checkpoints = config, checkpoints
-        self._tokenizer_files, self._run_log = tokenizer_files, run_log
+    Args:
+        samples: the run's training samples, counted in its log.
+        base_weights: what tells the weights beneath adapters; empty: there are none.
+        abstract: the state's shapes, dtypes and sharding.
+        last_saved: the step of the newest checkpoint.
+    """
 
-    def save(self, state: TrainState, data_state: DataState) -> None:
+    config: RunConfig
+    checkpoints: Checkpoints
+    tokenizer_files: Sequence[Path]
+    run_log: RunLog
+    fingerprint: Fingerprint
+    samples: SampleSource
+    bad_steps: BadSteps
+    base_weights: dict[str, Any]
+    abstract: TrainState
+    last_saved: int = 0
+
+    def restore(self) -> TrainState:
+        """The newest checkpoint's state.
+
+        Raises:
+            UserError: it is of another run, or cannot be read.
+        """
+        directory = self.checkpoints.directory
+        check_same_run(directory, self.config)
+        state, data_state = self.checkpoints.restore(self.abstract)
+        check_same_data(directory, data_state, self.fingerprint, self.config)
+        if self.base_weights:
+            origin = self.config.training.initial_weights
+            check_same_base(data_state["base_weights"], self.base_weights, origin)
+        self.bad_steps.restore(data_state.get("bad_steps") or self.bad_steps.to_json())
+        self.last_saved = int(state.step)
+        logger.info("resumed at step %d from %s", self.last_saved, directory)
+        return state
+
+    def roll_back(self, state: TrainState, step: int) -> TrainState:
+        """The newest checkpoint's state in the place of that after `step`, which it frees."""
+        self.settle()
+        newest = self.checkpoints.latest_step
+        if newest is None:
+            logger.warning("no checkpoint to roll back to: only step %d is left out", step)
+            return renumbered(state, step)
+        for leaf in jax.tree.leaves(state):  # there may be no room for two
+            leaf.delete()
+        state, data_state = self.checkpoints.restore(self.abstract)
+        kept = data_state.get("bad_steps") or self.bad_steps.to_json()
+        self.bad_steps.restore(kept, rolling_back=True)
+        logger.warning("rolled back to step %d; going on with step %d", newest, step + 1)
+        self.run_log.event("rollback", step=step, to=newest)
+        return renumbered(state, step)
+
+    def save(self, state: TrainState, step: int) -> None:
         """Begin to write a checkpoint, when the one before it is complete.
 
         One that fails is said, and the next one is tried when it is due.
@@ -37,19 +92,19 @@ class Saving:
         """
         self.settle()
         try:
-            self._save(state, data_state)
+            self._save(state, step)
         except UserError as error:
             self._bear(error)
 
-    def save_last(self, state: TrainState, data_state: DataState) -> None:
+    def save_last(self, state: TrainState, step: int) -> None:
         """Write a checkpoint, and wait until it is complete.
 
         Raises:
             UserError: it could not be written.
         """
         self.settle()
-        self._save(state, data_state)
-        self._checkpoints.wait()
+        self._save(state, step)
+        self.checkpoints.wait()
 
     def settle(self) -> None:
         """Until what is being written is complete, or has failed.
@@ -58,27 +113,39 @@ class Saving:
             UserError: it failed, and there is no older one.
         """
         try:
-            self._checkpoints.wait()
+            self.checkpoints.wait()
         except UserError as error:
             self._bear(error)
 
     def close(self) -> None:
         """Release what writing needs; a write that still fails is of a run that has failed."""
         try:
-            self._checkpoints.close()
+            self.checkpoints.close()
         except UserError as error:
             logger.warning("%s", error)
 
-    def _save(self, state: TrainState, data_state: DataState) -> None:
-        self._checkpoints.save(state, self._config, data_state, self._tokenizer_files)
+    def _save(self, state: TrainState, step: int) -> None:
+        batch, first = self.config.training.global_batch_size, self.last_saved
+        data_state: dict[str, Any] = {
+            "fingerprint": self.fingerprint,
+            "consumed_samples": step * batch,
+            "bad_steps": self.bad_steps.to_json(),
+        }
+        if self.base_weights:
+            data_state["base_weights"] = self.base_weights
+        self.checkpoints.save(state, self.config, data_state, self.tokenizer_files)
+        if step > first:
+            samples = samples_drawn(self.samples, first * batch, step * batch)
+            self.run_log.event("data", first_step=first, last_step=step, samples=samples)
+            self.last_saved = step
 
     def _bear(self, error: UserError) -> None:
-        newest = self._checkpoints.latest_step
-        self._run_log.event("checkpoint_failed", message=str(error), newest=newest)
+        newest = self.checkpoints.latest_step
+        self.run_log.event("checkpoint_failed", message=str(error), newest=newest)
         if newest is None:
             raise error
         logger.warning(
             "%s. The run goes on; the newest checkpoint is that of step %d, the next one is due "
             "after %d steps",
-            *(error, newest, self._config.checkpoint.interval),
+            *(error, newest, self.config.checkpoint.interval),
         )

@@ -14,8 +14,9 @@ from dongwu_jax.training.losses import Batch
 from dongwu_jax.training.state import TrainState
 from dongwu_jax.training.trained_weights import Frozen
 
-Finished = Callable[[int, dict[str, float] | None], None]
-"""Told of each step whose result is there: its number, and its metrics if it was applied."""
+Finished = Callable[[int, dict[str, float] | None, float], None]
+"""Told of each step whose result is there: its number, its metrics if it was applied, and the
+seconds for which it was waited for."""
 
 RollBack = Callable[[TrainState, int], TrainState]
 """Gives the state of the newest checkpoint, numbered as the given step."""
@@ -33,9 +34,6 @@ class Stepping:
 
     A bad step leaves the state as it was, and so does the one that was dispatched after it, which
     is then begun again.
-
-    Attributes:
-        device_wait_seconds: spent on waiting for results, to be set to 0 by who has read it.
     """
 
     def __init__(
@@ -49,7 +47,6 @@ class Stepping:
         self._program, self._frozen = program, frozen
         self._bad_steps, self._finished, self._roll_back = bad_steps, finished, roll_back
         self._begun: _Begun | None = None
-        self.device_wait_seconds = 0.0
 
     def advance(self, state: TrainState, step: int, batch: Batch) -> TrainState:
         """Begin a step, and wait for the one before it.
@@ -83,11 +80,11 @@ class Stepping:
     def _numbers(self, begun: _Begun) -> Numbers:
         waiting = time.perf_counter()
         numbers = {name: float(value) for name, value in begun.metrics.items()}
-        self.device_wait_seconds += time.perf_counter() - waiting
+        waited = time.perf_counter() - waiting
         reported = {name: value for name, value in numbers.items() if name != "applied"}
         if numbers["applied"]:
             self._bad_steps.applied(begun.step, numbers)
-        self._finished(begun.step, reported if numbers["applied"] else None)
+        self._finished(begun.step, reported if numbers["applied"] else None, waited)
         return numbers
 
     def _after_bad(self, state: TrainState, bad: _Begun, numbers: Numbers) -> TrainState:

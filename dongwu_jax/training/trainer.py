@@ -1,10 +1,9 @@
 """The loop: batches through the compiled step, with metrics, evaluation and checkpoints."""
 
+import functools
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax
 
 from dongwu_jax.config import RunConfig
 from dongwu_jax.data.fingerprint import fingerprint
-from dongwu_jax.data.gpt_dataset import SampleSource, samples_drawn
+from dongwu_jax.data.gpt_dataset import SampleSource
 from dongwu_jax.data.loader import BatchLoader
 from dongwu_jax.data.teacher_cache import TeacherCache, open_run_cache
 from dongwu_jax.models.parameters import Parameters, parameter_count, parameter_shardings
@@ -22,19 +21,18 @@ from dongwu_jax.parallel.stop_agreement import StopAgreement
 from dongwu_jax.parallel.switchboard import Switchboard
 from dongwu_jax.training.bad_step_record import BadStepRecorder
 from dongwu_jax.training.bad_steps import BadSteps, is_exact
-from dongwu_jax.training.base_weights import check_same_base, describe_base
+from dongwu_jax.training.base_weights import describe_base
 from dongwu_jax.training.batches import BatchLayout
 from dongwu_jax.training.checkpoints import Checkpoints
 from dongwu_jax.training.compilation import keep_compiled_programs
 from dongwu_jax.training.damaged_checkpoints import set_damaged_aside
 from dongwu_jax.training.distillation import TeacherModel, make_distillation_loss
+from dongwu_jax.training.evaluation import evaluate
 from dongwu_jax.training.gate import abstract_gate
 from dongwu_jax.training.gradients import Objective
 from dongwu_jax.training.host_memory import make_host_memory_ready
 from dongwu_jax.training.profile import StepRange, profiled
-from dongwu_jax.training.reporting import Reports
-from dongwu_jax.training.reports import open_reports
-from dongwu_jax.training.resume import check_same_data, check_same_run
+from dongwu_jax.training.progress import Progress
 from dongwu_jax.training.run_inputs import checked_tokenizer_files, open_datasets
 from dongwu_jax.training.run_log import environment, lost_work, open_run_log
 from dongwu_jax.training.saving import Saving
@@ -45,10 +43,9 @@ from dongwu_jax.training.step import (
     make_objective,
     make_train_step,
 )
-from dongwu_jax.training.stepping import Stepping, renumbered
-from dongwu_jax.training.stored_weights import DataState
+from dongwu_jax.training.stepping import Stepping
 from dongwu_jax.training.stragglers import Stragglers
-from dongwu_jax.training.throughput import Stopwatch, Throughput
+from dongwu_jax.training.throughput import Throughput
 from dongwu_jax.training.trained_weights import Frozen
 from dongwu_jax.training.watchdog import Watchdog, make_watchdog
 from dongwu_jax.training.weight_check import WeightCheck
@@ -97,7 +94,6 @@ class Trainer:
         set_damaged_aside(config.checkpoint.directory, self.run_log)
         # After all that may be refused: it starts threads.
         self.checkpoints = Checkpoints(config.checkpoint)
-        self._saving = Saving(config, self.checkpoints, self.tokenizer_files, self.run_log)
         if config.training.compilation_cache:
             keep_compiled_programs(config.checkpoint.directory.parent / "compiled")
         self._train_step = make_train_step(config, self.sharding, objective)
@@ -106,10 +102,13 @@ class Trainer:
         self._evaluation_step = make_evaluation_step(config, objective)
         self._frozen = self._load_frozen()
         model = self.teacher.config if self.teacher else None
-        self._throughput = Throughput(config, devices, model)
-        self._stopwatch = Stopwatch()
-        self._watchdog = self.watchdog or make_watchdog(config, self.peers)
-        self._stragglers = Stragglers(self.peers, self.run_log, config.guards.straggler_share)
+        self._progress = Progress(
+            config,
+            self.watchdog or make_watchdog(config, self.peers),
+            self.run_log,
+            Throughput(config, devices, model),
+            Stragglers(self.peers, self.run_log, config.guards.straggler_share),
+        )
         self.stopped_early = False  # by agreement
         recorder = BadStepRecorder(config, self.datasets.train)
         self._bad_steps = BadSteps(
@@ -118,11 +117,19 @@ class Trainer:
             self.run_log,
             is_exact(devices[0].platform, config.training.deterministic),
         )
-        self._abstract_state = abstract_state(config, self.sharding)
-        self._weight_check = WeightCheck(self.sharding, self._abstract_state.parameters)
-        self._reports = Reports()
-        self._last_finished = self._last_reported = self._last_saved = 0
-        self._always_reported: tuple[int, ...] = ()
+        abstract = abstract_state(config, self.sharding)
+        self._weight_check = WeightCheck(self.sharding, abstract.parameters)
+        self._saving = Saving(
+            config,
+            self.checkpoints,
+            self.tokenizer_files,
+            self.run_log,
+            self.fingerprint,
+            self.datasets.train,
+            self._bad_steps,
+            self._base_weights,
+            abstract,
+        )
 
     @property
     def _distils(self) -> bool:
@@ -176,21 +183,21 @@ class Trainer:
             self.config.logging.flops_convention,
         )
         self._log_start(state, resumed)
-        if jax.process_index() == 0:
-            self._reports = Reports(open_reports(self.config, first, resumed))
+        self._progress.begin(first, last, resumed)
         loader = self._loader(self.datasets.train, first, last, self._cache)
-        with self.run_log.session(lambda: self._last_finished, self.config.steps):
+        with self.run_log.session(lambda: self._progress.last_finished, self.config.steps):
             try:
                 state = self._steps(state, loader, first, last)
             finally:
-                with self._pausing("closing the run", "closing", self._last_finished):
+                step = self._progress.last_finished
+                with self._progress.pausing("closing the run", "closing", step):
                     loader.close()
-                    self._reports.close()
+                    self._progress.close()
                     self._saving.close()
         return state
 
     def _log_start(self, state: TrainState, resumed: bool) -> None:
-        step = self._last_finished = self._last_reported = self._last_saved = int(state.step)
+        step = self._saving.last_saved = int(state.step)
         self.run_log.event(
             "start",
             began=self.began,
@@ -208,25 +215,16 @@ class Trainer:
         """The newest checkpoint's state, or that of the starting point."""
         if self.checkpoints.latest_step is None:
             return initial_state(self.config, self.sharding, self.start)
-        check_same_run(self.checkpoints.directory, self.config)
-        state, data_state = self.checkpoints.restore(self._abstract_state)
-        check_same_data(self.checkpoints.directory, data_state, self.fingerprint, self.config)
-        if self._base_weights:
-            origin = self.config.training.initial_weights
-            check_same_base(data_state["base_weights"], self._base_weights, origin)
-        self._bad_steps.restore(data_state.get("bad_steps") or self._bad_steps.to_json())
-        logger.info("resumed at step %d from %s", int(state.step), self.checkpoints.directory)
-        return state
+        return self._saving.restore()
 
     def _steps(self, state: TrainState, loader: BatchLoader, first: int, last: int) -> TrainState:
-        self._always_reported = (first + 1, last)
         if first == last:
             return self._save_last(state, last)
-        stepping = self._stepping = Stepping(
+        stepping = Stepping(
             self._compile(state),
             self._frozen,
             self._bad_steps,
-            self._step_finished,
+            self._progress.step_finished,
             self._roll_back,
         )
         done = first
@@ -236,7 +234,7 @@ class Trainer:
                 break
             waiting = time.perf_counter()
             batch = self.layout.place(next(loader))
-            self._stopwatch.data_wait_seconds += time.perf_counter() - waiting
+            self._progress.waited_for_data(time.perf_counter() - waiting)
             state = stepping.advance(state, step, batch)
             if self._pauses_after(step):
                 state = stepping.settle(state)
@@ -245,13 +243,13 @@ class Trainer:
         return self._save_last(stepping.settle(state), done)
 
     def _save_last(self, state: TrainState, step: int) -> TrainState:
-        with self._pausing("saving the last checkpoint", "checkpoint", step):
-            self._save(state, step, self._saving.save_last)
+        with self._progress.pausing("saving the last checkpoint", "checkpoint", step):
+            self._saving.save_last(state, step)
         return state
 
     def _stop_early(self, done: int) -> None:
         self.stopped_early = True
-        self._always_reported += (done,)
+        self._progress.report_also(done)
         logger.info("%s: stopping after step %d", self.agreement.reason, done)
         self.run_log.event("stop", reason=self.agreement.reason, step=done)
 
@@ -264,10 +262,10 @@ class Trainer:
         seconds = time.perf_counter() - started
         logger.info("compiled the training step in %.1f s", seconds)
         self.run_log.event("compiled", seconds=seconds)
-        self._stopwatch.lap()
+        self._progress.begin_steps()
         if self.profile is None or jax.process_index() > 0:
             return compiled
-        pause = self._pausing("writing the profile", "profile", self.profile.last)
+        pause = self._progress.pausing("writing the profile", "profile", self.profile.last)
         folder = self.config.log_directory / "profile"
         return profiled(compiled, int(state.step) + 1, self.profile, folder, pause)
 
@@ -282,61 +280,22 @@ class Trainer:
 
     def _pause(self, state: TrainState, step: int) -> None:
         """What interrupts the stream of steps: checks, evaluation and saving, when they are due."""
+        pausing = self._progress.pausing
         if _due(step, self.config.guards.weight_check_interval):
-            with self._pausing(f"comparing the weights of step {step}", "weight check", step):
+            with pausing(f"comparing the weights of step {step}", "weight check", step):
                 self._weight_check.check(step, state.parameters, self.peers.hosts)
         if _due(step, self.config.evaluation.interval):
-            with self._pausing(f"the evaluation after step {step}", "evaluation", step):
-                self._reports.write(step, self.evaluate(state))
+            with pausing(f"the evaluation after step {step}", "evaluation", step):
+                self._progress.report(step, self._evaluate(state))
         if _due(step, self.config.checkpoint.interval):
-            with self._pausing(f"saving the checkpoint of step {step}", "checkpoint", step):
-                self._save(state, step, self._saving.save)
+            with pausing(f"saving the checkpoint of step {step}", "checkpoint", step):
+                self._saving.save(state, step)
 
-    @contextmanager
-    def _pausing(self, what: str, kind: str, step: int) -> Iterator[None]:
-        """Tell the watchdog, the run's log and the stopwatch of something that is no step."""
-        started = time.perf_counter()
-        with self._watchdog.pause(what), self.run_log.pause(kind, step):
-            yield
-        self._stopwatch.exclude(time.perf_counter() - started)
-
-    def _save(
-        self, state: TrainState, step: int, save: Callable[[TrainState, DataState], None]
-    ) -> None:
-        batch, first = self.config.training.global_batch_size, self._last_saved
-        data_state = {
-            "fingerprint": self.fingerprint,
-            "consumed_samples": step * batch,
-            "bad_steps": self._bad_steps.to_json(),
-        }
-        if self._base_weights:
-            data_state["base_weights"] = self._base_weights
-        save(state, data_state)
-        if step > first:
-            samples = samples_drawn(self.datasets.train, first * batch, step * batch)
-            self.run_log.event("data", first_step=first, last_step=step, samples=samples)
-            self._last_saved = step
-
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Token-weighted loss and perplexity over `evaluation.batches` validation batches.
-
-        `order: megatron` goes on through the validation samples as Megatron does; otherwise each
-        evaluation sees the same ones.
-        """
-        batches, interval = self.config.evaluation.batches, self.config.evaluation.interval
-        first = 0
-        if self.config.data.order == "megatron":
-            first = (int(state.step) // interval - 1) * batches
+    def _evaluate(self, state: TrainState) -> dict[str, float]:
         assert self.datasets.validation is not None
-        loader = self._loader(self.datasets.validation, first, first + batches)
+        load = functools.partial(self._loader, self.datasets.validation)
         frozen = Frozen(self._frozen.base)
-        totals = [
-            self._evaluation_step(state, self.layout.place(batch), frozen) for batch in loader
-        ]
-        loader.close()
-        loss_sum = sum(float(total["loss_sum"]) for total in totals)
-        loss = loss_sum / max(sum(float(total["weight"]) for total in totals), 1.0)
-        return {"validation_loss": loss, "validation_perplexity": math.exp(min(loss, 700.0))}
+        return evaluate(self.config, state, self._evaluation_step, load, self.layout, frozen)
 
     def _loader(
         self, dataset: SampleSource, first: int, last: int, cache: TeacherCache | None = None
@@ -355,35 +314,9 @@ class Trainer:
             cache=cache,
         )
 
-    def _step_finished(self, step: int, metrics: dict[str, float] | None) -> None:
-        """A step's result is there: report it, if it was applied."""
-        self._watchdog.step_finished(step)
-        self._last_finished = step
-        if metrics is None:
-            return
-        if step % self.config.logging.interval == 0 or step in self._always_reported:
-            seconds, waited = self._stopwatch.lap()
-            steps, self._last_reported = step - self._last_reported, step
-            on_its_own = max(seconds - self._stepping.device_wait_seconds, 0.0)
-            self._stepping.device_wait_seconds = 0.0
-            self._stragglers.step_times(step, steps, on_its_own, seconds)
-            self._reports.write(step, metrics | self._throughput.figures(steps, seconds, waited))
-
     def _roll_back(self, state: TrainState, step: int) -> TrainState:
-        """The newest checkpoint's state in the place of that after `step`."""
-        with self._pausing(f"rolling back from step {step}", "rollback", step):
-            self._saving.settle()
-            newest = self.checkpoints.latest_step
-            if newest is None:
-                logger.warning("no checkpoint to roll back to: only step %d is left out", step)
-                return renumbered(state, step)
-            for leaf in jax.tree.leaves(state):  # there may be no room for two
-                leaf.delete()
-            state, data_state = self.checkpoints.restore(self._abstract_state)
-            self._bad_steps.restore(data_state["bad_steps"], rolling_back=True)
-        logger.warning("rolled back to step %d; going on with step %d", newest, step + 1)
-        self.run_log.event("rollback", step=step, to=newest)
-        return renumbered(state, step)
+        with self._progress.pausing(f"rolling back from step {step}", "rollback", step):
+            return self._saving.roll_back(state, step)
 
 
 def _due(step: int, interval: int) -> bool:

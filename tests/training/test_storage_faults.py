@@ -76,11 +76,11 @@ def during(trainer, steps, make_fault):
     """Have a fault while a run saves after some steps."""
     save = trainer._saving._save
 
-    def faulty(state, data_state):
-        if int(state.step) not in steps:
-            return save(state, data_state)
+    def faulty(state, step):
+        if step not in steps:
+            return save(state, step)
         with make_fault():
-            save(state, data_state)
+            save(state, step)
             trainer.checkpoints._completing.join()  # which waits for what is written
 
     trainer._saving._save = faulty
@@ -134,17 +134,17 @@ def test_a_folder_that_vanishes_for_a_while_is_borne(straight, tmp_path):
 
 def test_metrics_that_cannot_be_written_do_not_end_the_run(straight, tmp_path, caplog):
     trainer = Trainer(config_in(tmp_path))
-    finished, full = trainer._step_finished, files_of_at_most(1)
+    finished, full = trainer._progress.step_finished, files_of_at_most(1)
 
-    def watched(step, metrics):
+    def watched(step, metrics, waited):
         if step == 4:
             trainer._saving.settle()
             full.__enter__()
-        finished(step, metrics)
+        finished(step, metrics, waited)
         if step == 5:
             full.__exit__(None, None, None)
 
-    trainer._step_finished = watched
+    trainer._progress.step_finished = watched
     with caplog.at_level(logging.WARNING):
         assert_same_state(trainer.run(), straight[0])
     assert caplog.text.count("JsonLinesReport: cannot be written: [Errno 27]") == 1
