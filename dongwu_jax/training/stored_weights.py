@@ -123,6 +123,13 @@ def reading(step: Path) -> Iterator[None]:
 
 def storage_problem(error: Exception) -> str:
     """What the storage said, on one line; errors of other kinds are raised again."""
+    if "arrier" in str(error):  # this process has failed before, or another has
+        earlier = error.__context__
+        while earlier is not None and "arrier" in str(earlier):
+            earlier = earlier.__context__
+        if not isinstance(earlier, OSError | ValueError):
+            return "not all processes came to its end; look at the messages of the others"
+        error = earlier
     # Orbax wraps what TensorStore says of arrays in a bare Exception.
     cause = error.__cause__ if type(error) is Exception else error
     if not isinstance(cause, OSError | ValueError | KeyError):
