@@ -20,6 +20,7 @@ from dongwu_jax.config import ModelConfig
 from dongwu_jax.data.beginning import beginning_ids
 from dongwu_jax.data.tokenizers import Tokenizer
 from dongwu_jax.errors import UserError
+from dongwu_jax.input_files import read_text
 from dongwu_jax.interop.inference import load_model
 from dongwu_jax.models.decoding import cached_hidden_states, empty_cache
 from dongwu_jax.models.llama import Llama
@@ -198,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"--batch-size {options.batch_size}: must be at least 1")
     texts = [
         *map(_checked_prompt, options.prompt),
-        *(_read_prompts(options.prompts_file) if options.prompts_file else []),
+        *(read_prompts(options.prompts_file) if options.prompts_file else []),
     ]
     if not texts:
         raise UserError("no prompt: use --prompt or --prompts-file")
@@ -250,14 +251,9 @@ def _checked_prompt(text: str) -> str:
     return text
 
 
-def _read_prompts(path: Path) -> list[str]:
+def read_prompts(path: Path) -> list[str]:
     """One prompt a line: JSON objects with the key `prompt` in a .jsonl file, else plain text."""
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 at byte {error.start}; convert it") from None
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
     if path.suffix != ".jsonl":
         return lines
     prompts = []
@@ -265,7 +261,7 @@ def _read_prompts(path: Path) -> list[str]:
         try:
             prompt = json.loads(line)["prompt"]
             prompt.encode()
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(
                 f'{path}: prompt {number} is not a line such as {{"prompt": "..."}}'
             ) from None

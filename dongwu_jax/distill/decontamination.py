@@ -4,6 +4,7 @@ Words do not do for Chinese: a clause without spaces is one word, and few questi
 """
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import orjson
 from dongwu_jax.data.jsonl import parse_texts, read_lines
 from dongwu_jax.distill.corpus_text import normalized
 from dongwu_jax.errors import UserError
+from dongwu_jax.input_files import read_small_file
 
 _SPLITS = ("dev", "val", "test")  # of FinEval
 _KEY = "question"
@@ -178,14 +180,14 @@ def _json_question(line: bytes, path: Path, number: int) -> str:
 
 def _read_csv(path: Path) -> Iterator[tuple[str, str]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # some begin with a mark
-            reader = csv.DictReader(file, strict=True)
-            columns = reader.fieldnames or ()
-            if _KEY not in columns:
-                present = ", ".join(columns) or "none"
-                raise UserError(f"{path}: has no column {_KEY} (its columns: {present})")
-            for row in reader:
-                choices = "".join(f"{name} {row[name]}" for name in _CHOICES if row.get(name))
-                yield row[_KEY] or "", choices
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = read_small_file(path).decode("utf-8-sig")  # some begin with a mark
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        columns = reader.fieldnames or ()
+        if _KEY not in columns:
+            present = ", ".join(columns)[:200] or "none"
+            raise UserError(f"{path}: has no column {_KEY} (its columns: {present})")
+        for row in reader:
+            choices = "".join(f"{name} {row[name]}" for name in _CHOICES if row.get(name))
+            yield row[_KEY] or "", choices
+    except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None

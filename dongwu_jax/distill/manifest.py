@@ -16,6 +16,7 @@ from dongwu_jax.data.fingerprint import hash_of_files
 from dongwu_jax.distill.parts import source_names
 from dongwu_jax.distill.recipe import Recipe
 from dongwu_jax.errors import UserError
+from dongwu_jax.input_files import read_json_object
 from dongwu_jax.output_files import write_json_file
 
 _FORMAT = 1
@@ -60,11 +61,7 @@ def open_folder(folder: Path, described: dict[str, Any]) -> None:
             raise UserError(f"{folder}: holds other files; name a new folder with --output")
         write_json_file(path, described | {"dongwu_jax": dongwu_jax.__version__})
         return
-    try:
-        there = json.loads(path.read_bytes())
-        differences = list(_differences(there, described))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; name a new folder") from None
+    differences = list(_differences(read_json_object(path), described))
     if differences:
         raise UserError(
             f"{path}: the samples there were made with other settings: {'; '.join(differences)}. "

@@ -6,6 +6,7 @@ Scores are over questions, not over subjects, as in the official code. The promp
 """
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.statistics import wilson_interval
+from dongwu_jax.input_files import read_small_file
 
 if TYPE_CHECKING:
     import datasets
@@ -235,12 +237,10 @@ def _fineval_samples(samples: Samples) -> list[Mapping[str, Any]]:
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file with the columns that are needed."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # some copies begin with a BOM
-            reader = csv.DictReader(file, strict=True)
-            columns = list(reader.fieldnames or ())
-            rows = list(reader)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        text = read_small_file(path).decode("utf-8-sig")  # some copies begin with a BOM
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        columns = list(reader.fieldnames or ())
+        rows = list(reader)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 ({error.reason}); {_UNPACK_AGAIN}") from None
     except csv.Error as error:

@@ -12,6 +12,7 @@ from dongwu_jax.data.jsonl import parse_texts, read_lines
 from dongwu_jax.data.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer
 from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.windows import Spans
+from dongwu_jax.input_files import read_text
 
 AnyTokenizer = SentencePieceTokenizer | HuggingFaceTokenizer
 
@@ -132,12 +133,7 @@ def _texts(data: Path) -> Iterator[str]:
         for path, number, line in read_lines([data]):
             yield from parse_texts(line, ["text"], path, number)[0]
         return
-    try:
-        yield data.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{data}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{data}: is not UTF-8 at byte {error.start}; convert it") from None
+    yield read_text(data)
 
 
 def _indexed_documents(prefix: Path, tokenizer: AnyTokenizer) -> Iterator[_Document]:

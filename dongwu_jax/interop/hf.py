@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.hf_config import parse_hugging_face_config, read_json
+from dongwu_jax.input_files import read_json_object
+from dongwu_jax.interop.hf_config import parse_hugging_face_config
 from dongwu_jax.interop.hf_quantized import (
     FLOAT_DTYPES,
     QuantizedTensor,
@@ -20,6 +21,7 @@ from dongwu_jax.interop.tensors import common_dtype, mixed_dtype_notes, model_te
 from dongwu_jax.interop.torch_files.reader import read_state_dict
 
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # as transformers prefers them
+_LONGEST_NAME = 200
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
@@ -40,7 +42,7 @@ class HuggingFaceSource:
             UserError: something is missing, unexpected or unsupported.
         """
         self.path = path
-        fields = read_json(path / "config.json")
+        fields = read_json_object(path / "config.json")
         self.config = parse_hugging_face_config(fields, path / "config.json")
         quantization = read_quantization_config(fields, path / "config.json")
         self._tensors = {tensor.name: tensor for tensor in model_tensors(self.config)}
@@ -148,13 +150,13 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def _indexed_files(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: weight_map is missing")
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
-        if Path(name).name != name:
-            raise UserError(f"{index}: {name!r} is not the name of a file beside it")
+        if Path(name).name != name or len(name) > _LONGEST_NAME:
+            raise UserError(f"{index}: {name!r:.100} is not the name of a file beside it")
         if not (index.parent / name).is_file():
             raise UserError(f"{index.parent / name}: is missing, {index.name} names it")
     return [index.parent / name for name in names]

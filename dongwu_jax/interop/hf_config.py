@@ -1,6 +1,5 @@
 """Hugging Face `config.json` <-> ModelConfig, in the spellings of transformers 4 and 5."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from pydantic import ValidationError
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
+from dongwu_jax.input_files import read_json_object
 from dongwu_jax.interop.hf_rope import read_rope, write_rope
 from dongwu_jax.interop.quantization_config import read_quantization_config
 
@@ -16,36 +16,13 @@ Json = dict[str, Any]
 _SUPPORTED = ("llama", "mistral", "qwen2")
 
 
-def read_json(path: Path) -> Json:
-    """A JSON object from a file.
-
-    Raises:
-        UserError: the file is missing, is not JSON, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: is not JSON: {error}") from None
-    except RecursionError:
-        raise UserError(f"{path}: is nested too deeply; copy the file again") from None
-    except ValueError as error:  # a whole number of thousands of digits
-        raise UserError(f"{path}: holds a number that is too long: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold a JSON object, not a {type(content).__name__}")
-    return content
-
-
 def read_hugging_face_config(path: Path) -> ModelConfig:
     """The architecture that a `config.json` describes.
 
     Raises:
         UserError: a field is missing, or asks for something that a Llama of ours cannot do.
     """
-    return parse_hugging_face_config(read_json(path), path)
+    return parse_hugging_face_config(read_json_object(path), path)
 
 
 def parse_hugging_face_config(fields: Json, path: Path) -> ModelConfig:

@@ -11,13 +11,9 @@ import numpy as np
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.data.tokenizers import load_fitting_tokenizer
+from dongwu_jax.input_files import read_json_object
 from dongwu_jax.interop.hf import HuggingFaceSource
-from dongwu_jax.interop.hf_config import (
-    Json,
-    hugging_face_config,
-    parse_hugging_face_config,
-    read_json,
-)
+from dongwu_jax.interop.hf_config import Json, hugging_face_config, parse_hugging_face_config
 from dongwu_jax.interop.hf_quantized import scale_name
 from dongwu_jax.interop.hf_tokenizer import write_hugging_face_tokenizer
 from dongwu_jax.interop.quantization import (
@@ -260,9 +256,9 @@ def _generation_settings(tokenizer: Path | None, config: ModelConfig) -> Json:
     known = load_fitting_tokenizer(tokenizer, config.vocab_size)
     ids = {"bos_token_id": known.bos_id, "eos_token_id": known.eos_id, "pad_token_id": None}
     if (tokenizer / "generation_config.json").is_file():
-        return ids | read_json(tokenizer / "generation_config.json")
+        return ids | read_json_object(tokenizer / "generation_config.json")
     if (tokenizer / "config.json").is_file():  # of a whole model
-        model = read_json(tokenizer / "config.json")
+        model = read_json_object(tokenizer / "config.json")
         ids |= {name: model[name] for name in _TOKEN_IDS if model.get(name) is not None}
     return {"_from_model_config": True} | ids
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dongwu_jax.data.tokenizers import load_tokenizer, sentencepiece_file, tokenizer_files
-from dongwu_jax.interop.hf_config import read_json
+from dongwu_jax.input_files import read_json_object
 from dongwu_jax.interop.sentencepiece_bpe import convert_sentencepiece
 
 
@@ -28,7 +28,7 @@ def write_hugging_face_tokenizer(source: Path, folder: Path, max_length: int) ->
         for file in files:
             shutil.copyfile(file, folder / file.name)
         config = folder / "tokenizer_config.json"
-        settings = read_json(config) if config.is_file() else fast_tokenizer_settings()
+        settings = read_json_object(config) if config.is_file() else fast_tokenizer_settings()
     else:
         settings = _convert_sentencepiece(sentencepiece_file(source), folder)
     settings["model_max_length"] = max_length

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.hf_config import Json, read_json
+from dongwu_jax.input_files import read_json_object
+from dongwu_jax.interop.hf_config import Json
 
 _SIZES = ("dim", "n_layers", "n_heads")
 _NUMBERS = ("n_kv_heads", "head_dim", "vocab_size", "norm_eps", "rope_theta", "max_seq_len")
@@ -36,7 +37,7 @@ def read_params(path: Path) -> Json:
     Raises:
         UserError: one is missing, or asks for something that a Llama of ours cannot do.
     """
-    params = {name: value for name, value in read_json(path).items() if value is not None}
+    params = {name: value for name, value in read_json_object(path).items() if value is not None}
     for name, meaning in _MUST_BE_OFF.items():
         if params.pop(name, False):
             raise UserError(f"{path}: {name}: {meaning} is not supported")

@@ -4,7 +4,6 @@ A piece is a box within the whole tensor; its values are a torch file of their o
 `.distcp` file.
 """
 
-import json
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dongwu_jax.errors import UserError
+from dongwu_jax.input_files import read_json_object
 from dongwu_jax.interop.megatron.sharded_index import INDEX, Chunk, Shape, read_index
 from dongwu_jax.interop.torch_files.reader import StoredArray, read_torch_file
 
@@ -119,14 +119,12 @@ def _check_kind(folder: Path) -> None:
             f"{file}: is missing; it is written last, so saving this checkpoint was not completed: "
             "take an earlier iteration"
         )
-    try:
-        described = json.loads(file.read_bytes())
-        backend = described["sharded_backend"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file}: does not name its sharded_backend; copy it again") from None
+    backend = read_json_object(file).get("sharded_backend")
+    if backend is None:
+        raise UserError(f"{file}: does not name its sharded_backend; copy it again")
     if backend != "torch_dist":
         raise UserError(
-            f"{file}: sharded_backend is {backend!r}, only 'torch_dist' can be read; save the "
+            f"{file}: sharded_backend is {backend!r:.80}, only 'torch_dist' can be read; save the "
             "checkpoint again with --ckpt-format torch_dist"
         )
 
