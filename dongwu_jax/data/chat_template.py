@@ -1,7 +1,7 @@
 """Conversations as a model's own chat template writes them, with the answers marked.
 
 A template is a Jinja program that comes with a tokenizer (Hugging Face's `chat_template`). It runs
-in Jinja's sandbox, with the few extras that templates rely on.
+in a sandbox, with the few extras that templates rely on.
 """
 
 import datetime
@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
-import jinja2.sandbox
 
+from dongwu_jax.data.template_sandbox import LimitedSandbox
 from dongwu_jax.errors import UserError
+from dongwu_jax.input_files import read_json_object, read_text
 
 Message = dict[str, Any]  # with role and content
 
+# What the expressions of a template may raise; the sandbox leaves it to whoever renders.
+_MISTAKES = (
+    *(jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
+    *(RecursionError, MemoryError, SyntaxError),
+)
 _PUT_IN = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -29,16 +35,16 @@ class ChatTemplate:
 
     def __init__(self, folder: Path) -> None:
         self.path, source, special = _find(folder)
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        self._sandbox = LimitedSandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
-        environment.filters["tojson"] = _to_json
-        environment.globals.update(
+        self._sandbox.filters["tojson"] = _to_json
+        self._sandbox.globals.update(
             raise_exception=_refuse, strftime_now=datetime.datetime.now().strftime, **special
         )
         try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+            self._template = self._sandbox.load(source)
+        except _MISTAKES as error:
             raise UserError(f"{self.path}: is no valid chat template: {error}") from None
 
     def render(self, messages: Sequence[Message], begin_answer: bool = False) -> str:
@@ -51,9 +57,12 @@ class ChatTemplate:
             UserError: the template refuses these messages.
         """
         try:
-            return self._template.render(messages=messages, add_generation_prompt=begin_answer)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-            raise UserError(f"{self.path}: the chat template refuses this: {error}") from None
+            return self._sandbox.render(
+                self._template, messages=messages, add_generation_prompt=begin_answer
+            )
+        except _MISTAKES as error:
+            problem = str(error)[:300] or type(error).__name__
+            raise UserError(f"{self.path}: the chat template refuses this: {problem}") from None
 
     def answers(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
         """The text of a conversation, and where the assistant's answers are in it.
@@ -82,26 +91,25 @@ class ChatTemplate:
 
 def _find(folder: Path) -> tuple[Path, str, dict[str, str]]:
     """File and text of the template, and the special tokens that it may name."""
-    path, settings = folder / "tokenizer_config.json", {}
-    if path.is_file():
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    path = folder / "tokenizer_config.json"
+    settings = read_json_object(path) if path.is_file() else {}
     special = {name: _text_of(settings.get(name)) for name in _PUT_IN}
     own_file = folder / "chat_template.jinja"
     if own_file.is_file():
-        return own_file, own_file.read_text(encoding="utf-8"), special
+        return own_file, read_text(own_file), special
     source = settings.get("chat_template")
     if isinstance(source, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in source}
-        source = named.get("default")
+        source = next((e["template"] for e in source if _is_default(e)), None)
     if not isinstance(source, str):
         raise UserError(
             f"{folder}: has no chat template (chat_template.jinja, or chat_template in "
             "tokenizer_config.json); put one there"
         )
     return path, source, special
+
+
+def _is_default(entry: Any) -> bool:
+    return isinstance(entry, dict) and entry.get("name") == "default" and "template" in entry
 
 
 def _text_of(token: Any) -> str:
