@@ -1,6 +1,7 @@
 """From YAML files and `a.b=c` overrides to a checked RunConfig, with errors that help."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -10,8 +11,15 @@ from pydantic import BaseModel, ValidationError
 
 from dongwu_jax.config.run import RunConfig
 from dongwu_jax.errors import UserError
+from dongwu_jax.input_files import read_text
 
 Settings = dict[str, Any]
+
+_LARGEST_FILE = 1 << 20  # bytes
+_MOST_VALUES = 100_000
+_MOST_BITS = 64
+_MOST_PROBLEMS = 20
+_LONGEST_VALUE = 100  # characters
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -21,7 +29,7 @@ class _StrictLoader(yaml.SafeLoader):
         mapping = super().construct_mapping(node, deep=deep)
         if len(mapping) < len(node.value):
             keys = [key.value for key, _ in node.value]
-            twice = next(key for key in keys if keys.count(key) > 1)
+            twice = next((key for key in keys if keys.count(key) > 1), keys[-1])
             raise yaml.MarkedYAMLError(
                 problem=f"key {twice!r} stands twice", problem_mark=node.start_mark
             )
@@ -50,10 +58,15 @@ def parse_config(settings: Settings, source: str) -> RunConfig:
     Raises:
         UserError: naming `source`, the field, the value and the fix.
     """
+    if too_long := _too_long_number(settings):
+        raise UserError(f"{source}: {too_long}: is a number of more than {_MOST_BITS} bits")
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
-        problems = [_explain(dict(problem)) for problem in error.errors()]
+        found = error.errors()
+        problems = [_explain(dict(problem)) for problem in found[:_MOST_PROBLEMS]]
+        if len(found) > _MOST_PROBLEMS:
+            problems.append(f"and {len(found) - _MOST_PROBLEMS} more")
         raise UserError(f"{source}: " + "\n  ".join(problems)) from None
 
 
@@ -64,18 +77,11 @@ def dump_config(config: RunConfig) -> str:
 
 def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Settings:
     """Read a YAML mapping, overlaid on the file that its `base:` names."""
-    resolved = path.resolve()
+    resolved = Path(os.path.realpath(path))  # Path.resolve fails on a loop of links
     if resolved in chain:
         files = " -> ".join(str(file) for file in (*chain, resolved))
         raise UserError(f"{path}: `base:` goes in a circle: {files}")
-    try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 at byte {error.start}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML: {_yaml_problem(error)}") from None
+    settings = _parse_yaml(read_text(path, _LARGEST_FILE), f"{path}: is not YAML")
     settings = {} if settings is None else settings
     if not isinstance(settings, dict):
         raise UserError(f"{path}: must hold sections such as `model:`, not a {_kind(settings)}")
@@ -83,8 +89,55 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Settings:
     if base is None:
         return settings
     if not isinstance(base, str):
-        raise UserError(f"{path}: base must be the path of a YAML file, not {base!r}")
+        raise UserError(f"{path}: base must be the path of a YAML file, not {_shown(base)}")
     return overlay(_read_with_bases(path.parent / base, (*chain, resolved)), settings)
+
+
+def _parse_yaml(text: str, problem: str) -> Any:
+    """What a text in YAML says.
+
+    Raises:
+        UserError: beginning with `problem`.
+    """
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{problem}: {_yaml_problem(error)}") from None
+    except RecursionError:
+        raise UserError(f"{problem}: it is nested too deeply") from None
+    except ValueError as error:  # a date that is none, a number of thousands of digits
+        raise UserError(f"{problem}: {error}") from None
+    except (TypeError, AttributeError, KeyError, IndexError):  # a tag that asks for another kind
+        raise UserError(f"{problem}: a value does not fit its tag (!!...)") from None
+    if _too_large(value):
+        raise UserError(f"{problem} of a run: it has more than {_MOST_VALUES} values")
+    return value
+
+
+def _too_large(value: Any) -> bool:
+    """Whether a walk would take long: aliases (&, *) can repeat a value without end."""
+    pending, visited = [value], 0
+    while pending and visited <= _MOST_VALUES:
+        visited += 1
+        node = pending.pop()
+        if isinstance(node, dict):
+            pending += node.values()
+        elif isinstance(node, list | tuple | set):
+            pending += node
+    return visited > _MOST_VALUES
+
+
+def _too_long_number(value: Any, name: str = "") -> str | None:
+    """Where a number is too long to be a size or a count, and to be computed with."""
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return name
+    if isinstance(value, dict | list):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        found = (
+            _too_long_number(entry, f"{name}.{key}" if name else str(key)) for key, entry in entries
+        )
+        return next((place for place in found if place), None)
+    return None
 
 
 def overlay(below: Settings, above: Settings) -> Settings:
@@ -104,14 +157,9 @@ def _apply_override(settings: Settings, override: str) -> None:
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
         raise UserError(
-            f"override {override!r}: write section.field=value, e.g. model.num_layers=4"
+            f"override {_shown(override)}: write section.field=value, e.g. model.num_layers=4"
         )
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"override {override!r}: the value is not YAML: {_yaml_problem(error)}"
-        ) from None
+    value = _parse_yaml(text, f"override {_shown(override)}: the value is not YAML")
     if isinstance(value, str):  # YAML 1.1 reads 3e-4 as a text
         value = _as_number(value)
     for key in keys[:-1]:
@@ -137,7 +185,16 @@ def _explain(problem: dict[str, Any]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if isinstance(problem["input"], dict | BaseModel):
         return f"{field}: {message}" if field else message
-    return f"{field}={problem['input']!r}: {message}"
+    return f"{field}={_shown(problem['input'])}: {message}"
+
+
+def _shown(value: object) -> str:
+    """A value in an error, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write numbers of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def _nearest(location: list[str]) -> str:
