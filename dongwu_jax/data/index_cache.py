@@ -18,7 +18,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-_FORMAT = 1  # change it when the meaning of any array changes
+from dongwu_jax.errors import UserError
+from dongwu_jax.sealed_json import read_sealed_json, sealed
+
+_FORMAT = 2  # change it when the meaning of any array changes
 
 Arrays = dict[str, np.ndarray]
 
@@ -60,15 +63,16 @@ class IndexCache:
         path = self._manifest_path(stem)
         arrays: Arrays = {}
         try:
-            manifest = json.loads(path.read_bytes())
-            for name, expected in manifest["checksums"].items():
+            if not path.exists():
+                return None
+            for name, expected in read_sealed_json(path)["checksums"].items():
                 path = self._array_path(stem, name)
                 if _checksum(path) != expected:
                     raise ValueError("checksum")
-                arrays[name] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        except (FileNotFoundError, NotADirectoryError):
+                arrays[name] = np.asarray(np.lib.format.open_memmap(path, mode="r"))
+        except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # from damaged JSON too
+        except (UserError, OSError, ValueError):
             warnings.warn(f"{path}: unreadable or damaged; building it again", stacklevel=3)
             return None
         return arrays
@@ -82,7 +86,8 @@ class IndexCache:
                 np.save(file, array, allow_pickle=False)
             checksums[name] = _checksum(path)
         with _replacing(self._manifest_path(stem)) as file:
-            file.write(json.dumps({"key": dict(key), "checksums": checksums}, indent=1).encode())
+            manifest = sealed({"key": dict(key), "checksums": checksums})
+            file.write(json.dumps(manifest, indent=1).encode())
 
     def _manifest_path(self, stem: str) -> Path:
         return self.folder / f"{stem}.json"

@@ -11,8 +11,10 @@ from typing import Any
 
 from dongwu_jax.data.document_encoder import PreprocessSettings
 from dongwu_jax.data.indexed_dataset_writer import WriterPosition
+from dongwu_jax.errors import UserError
+from dongwu_jax.sealed_json import read_sealed_json, sealed
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -55,22 +57,23 @@ def state_path(output_prefix: Path) -> Path:
 def save_state(path: Path, identity: dict[str, Any], state: PreprocessState) -> None:
     """Replace the state file in one step."""
     content = {"format": _FORMAT, "identity": identity, "state": dataclasses.asdict(state)}
+    text = json.dumps(sealed(content))
     temporary = path.with_name(path.name + ".new")
     with temporary.open("w") as file:
-        json.dump(content, file)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
 def load_state(path: Path, identity: dict[str, Any]) -> PreprocessState | None:
-    """The state of an earlier run of the same identity, or None."""
+    """The state of an earlier run of the same identity, or None; a damaged one counts as none."""
     try:
-        content = json.loads(path.read_text())
-        if content["format"] != _FORMAT or content["identity"] != identity:
-            return None
-        state = content["state"]
-        state["written"] = [WriterPosition(*position) for position in state["written"]]
-        return PreprocessState(**state)
-    except (OSError, ValueError, KeyError, TypeError):
+        content = read_sealed_json(path)
+    except UserError:
         return None
+    if content.get("format") != _FORMAT or content["identity"] != identity:
+        return None
+    state = content["state"]
+    state["written"] = [WriterPosition(*position) for position in state["written"]]
+    return PreprocessState(**state)

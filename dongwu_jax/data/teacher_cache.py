@@ -20,6 +20,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,15 @@ import numpy as np
 from dongwu_jax.config import RunConfig
 from dongwu_jax.data.fingerprint import Fingerprint, compare_fingerprints
 from dongwu_jax.errors import UserError
+from dongwu_jax.input_files import read_json_object
 from dongwu_jax.output_files import write_json_file
 
 IDS, LOG_PROBABILITIES = "teacher_ids", "teacher_log_probabilities"
 _FILES = {IDS: "ids", LOG_PROBABILITIES: "log_probabilities"}
 _HEADER, _UNFINISHED = "teacher.json", "teacher.incomplete.json"
 _VERSION = 1
+# What NumPy raises for damaged headers.
+_UNREADABLE = (OSError, ValueError, EOFError, TypeError, OverflowError, SyntaxError, TokenError)
 _ROUNDING = 0.02  # to 16 bits, of probabilities that add up to 1
 
 Entries = dict[str, np.ndarray]
@@ -231,15 +235,16 @@ def open_run_cache(config: RunConfig, data: Fingerprint) -> TeacherCache | None:
 
 
 def _read_header(path: Path) -> CacheHeader:
+    if not path.exists():
+        hint = "; it is incomplete: run the same command again" if _unfinished(path) else ""
+        raise UserError(f"{path.parent}: holds no teacher cache ({path.name}){hint}")
+    fields = read_json_object(path)
     try:
-        header = CacheHeader(**json.loads(path.read_text(encoding="utf-8")))
+        header = CacheHeader(**fields)
         sizes = [header.top_k, header.sequence_length, header.samples, header.samples_per_part]
         sound = all(type(size) is int and size > 0 for size in [*sizes, header.vocab_size])
         sound = sound and isinstance(header.data, dict) and header.top_k < header.vocab_size
-    except FileNotFoundError:
-        hint = "; it is incomplete: run the same command again" if _unfinished(path) else ""
-        raise UserError(f"{path.parent}: holds no teacher cache ({path.name}){hint}") from None
-    except (OSError, ValueError, TypeError) as error:
+    except TypeError as error:
         raise UserError(f"{path}: is not the header of a teacher cache: {error}") from None
     if not sound or header.version != _VERSION:
         raise UserError(f"{path}: is not the header of a teacher cache of version {_VERSION}")
@@ -251,12 +256,12 @@ def _unfinished(path: Path) -> bool:
 
 
 def _open_part(folder: Path, header: CacheHeader, part: int) -> Entries:
-    arrays = {}
+    arrays: Entries = {}
     for name, (shape, dtype) in header.layout(part).items():
         path = _file(folder, name, part)
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            array = np.lib.format.open_memmap(path, mode="r")
+        except _UNREADABLE as error:
             raise UserError(f"{path}: cannot be read: {error}; {_again(folder, part)}") from None
         if (array.shape, array.dtype) != (shape, dtype):
             raise UserError(

@@ -10,8 +10,10 @@ import orjson
 
 from dongwu_jax.data.jsonl import expand_inputs, parse_texts
 from dongwu_jax.distill.corpus_text import estimated_tokens, trimmed
+from dongwu_jax.distill.parts import read_plan
 from dongwu_jax.distill.templates import CONTINUE, TEMPLATES, training_text
 from dongwu_jax.errors import UserError
+from dongwu_jax.input_files import read_json
 
 _STRINGS = ("id", "source", "template", "prefix", "completion", "finish_reason")
 
@@ -92,25 +94,16 @@ def find_input(patterns: Sequence[str]) -> SynthesisInput:
             f"{folder}: holds no part-*.jsonl; name the --output folder of tools/synthesize.py, "
             "or .jsonl files"
         )
-    recipe = _read_json(folder / "manifest.json")
-    planned = _read_json(folder / "parts.json")
+    manifest, plan = folder / "manifest.json", folder / "parts.json"
+    recipe = read_json(manifest) if manifest.exists() else None
+    planned = read_plan(plan) if plan.exists() else files
     try:
         text_key = "text" if recipe is None else recipe["recipe"]["text_key"]
     except (KeyError, TypeError):
         raise UserError(
-            f"{folder / 'manifest.json'}: has no recipe.text_key; it is not of tools/synthesize.py"
+            f"{manifest}: has no recipe.text_key; it is not of tools/synthesize.py"
         ) from None
-    return SynthesisInput(files, text_key, max(0, len(planned or files) - len(files)))
-
-
-def _read_json(path: Path) -> Any:
-    """The content of a file; None if there is no such file."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    return SynthesisInput(files, text_key, max(0, len(planned) - len(files)))
 
 
 def parse_sample(line: bytes, path: Path, number: int) -> Sample:

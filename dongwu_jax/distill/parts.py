@@ -1,7 +1,6 @@
 """Parts of the input, and the files of their samples: a file exists only when it is complete."""
 
 import itertools
-import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -12,7 +11,8 @@ import orjson
 
 from dongwu_jax.data.jsonl import block_lines, read_blocks
 from dongwu_jax.errors import UserError
-from dongwu_jax.output_files import write_output_file
+from dongwu_jax.output_files import write_json_file
+from dongwu_jax.sealed_json import read_sealed_json, sealed
 
 _PLAN = "parts.json"
 
@@ -88,6 +88,18 @@ def _lines_from(part: Part, inputs: Sequence[Path]) -> Iterator[tuple[Path, int,
                 yield path, line, content
 
 
+def read_plan(path: Path) -> list[list[int]]:
+    """The fields of each part, of a plan that `PartFolder.planned` wrote.
+
+    Raises:
+        UserError: it cannot be read, or is damaged.
+    """
+    plan = read_sealed_json(path)
+    if not isinstance(plan.get("parts"), list):
+        raise UserError(f"{path}: is no plan of a job's parts")
+    return plan["parts"]
+
+
 class PartFolder:
     """The files of a job's parts in its output folder."""
 
@@ -97,12 +109,16 @@ class PartFolder:
     def planned(
         self, inputs: Sequence[Path], documents_per_part: int, limit: int | None
     ) -> list[Part]:
-        """The parts, from an earlier run of the same job or from reading the input."""
+        """The parts, from an earlier run of the same job or from reading the input.
+
+        Raises:
+            UserError: the plan of the earlier run is damaged, or see `plan_parts`.
+        """
         path = self.folder / _PLAN
         if path.exists():
-            return [Part(*entry) for entry in json.loads(path.read_bytes())]
+            return [Part(*entry) for entry in read_plan(path)]
         parts = plan_parts(inputs, documents_per_part, limit)
-        write_output_file(path, orjson.dumps([astuple(part) for part in parts]))
+        write_json_file(path, sealed({"parts": [list(astuple(part)) for part in parts]}))
         return parts
 
     def samples(self, number: int) -> Path:

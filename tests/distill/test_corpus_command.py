@@ -9,6 +9,9 @@ import pytest
 from command_lines import exit_code, failure, load_tool
 from corpus_samples import chinese, read_lines, write_lines
 
+from dongwu_jax.output_files import write_json_file
+from dongwu_jax.sealed_json import sealed
+
 pytest.importorskip("datasketch")
 
 main = load_tool("build_corpus").main
@@ -73,7 +76,7 @@ def synthetic(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("synthetic")
     for part in (2, 0, 3, 1):  # in whatever order they are made
         write_lines(folder / f"part-{part:05}.jsonl", records[part * 10 : part * 10 + 10])
-    (folder / "parts.json").write_text("[[0],[1],[2],[3]]")
+    write_json_file(folder / "parts.json", sealed({"parts": [[0], [1], [2], [3]]}))
     (folder / "manifest.json").write_text('{"recipe": {"text_key": "body"}}')
     (folder / "runs.jsonl").write_text("{}\n")
     return folder
