@@ -1,6 +1,5 @@
 """Text to token ids and back: SentencePiece models and Hugging Face `tokenizer.json` files."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +8,7 @@ import sentencepiece
 import tokenizers
 
 from dongwu_jax.errors import UserError
+from dongwu_jax.input_files import read_json_object, read_small_file
 
 _COMPANIONS = (
     "tokenizer.json",
@@ -18,6 +18,7 @@ _COMPANIONS = (
     "chat_template.jinja",
     "generation_config.json",  # the tokens that end a text
 )
+_LARGEST_VOCABULARY = 1 << 24
 
 
 class Tokenizer(Protocol):
@@ -48,10 +49,8 @@ class SentencePieceTokenizer:
         self.path = Path(path)
         self.processor = sentencepiece.SentencePieceProcessor()
         try:
-            self.processor.LoadFromSerializedProto(self.path.read_bytes())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-        except RuntimeError:
+            self.processor.LoadFromSerializedProto(read_small_file(self.path))
+        except (RuntimeError, UnicodeDecodeError):  # the second: of the library's own message
             raise UserError(f"{path}: is not a SentencePiece model") from None
         self.vocab_size: int = self.processor.get_piece_size()
         self.bos_id = _id_or_none(self.processor.bos_id())
@@ -78,14 +77,14 @@ class HuggingFaceTokenizer:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(self.path.read_bytes())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(read_small_file(self.path))
+        except UserError:
+            raise
         except Exception as error:  # the library raises plain Exception
             raise UserError(f"{path}: is not a Hugging Face tokenizer: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.vocab_size: int = self._size()
         special = _special_tokens(self.path.parent)
         self.bos_id = self._id_of(special, "bos_token")
         self.eos_id = self._id_of(special, "eos_token")
@@ -120,17 +119,32 @@ class HuggingFaceTokenizer:
         """The text of token ids; special tokens are left out."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def _size(self) -> int:
+        """One more than the largest id: some vocabularies have holes."""
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        size = 1 + max(ids, default=-1)
+        if size > _LARGEST_VOCABULARY:
+            raise UserError(
+                f"{self.path}: has a token of id {size - 1}, at most {_LARGEST_VOCABULARY} tokens "
+                "are accepted; the file is damaged"
+            )
+        return size
+
     def _id_of(self, special: dict[str, Any], name: str) -> int | None:
         token = special.get(name)
         text = token.get("content") if isinstance(token, dict) else token
         if text is None:
             return None
-        if not isinstance(text, str) or self._tokenizer.token_to_id(text) is None:
+        try:
+            token_id = self._tokenizer.token_to_id(text)
+        except (TypeError, UnicodeEncodeError):  # the second: half of a surrogate pair
+            token_id = None
+        if token_id is None:
             raise UserError(
-                f"{self.path.parent / 'tokenizer_config.json'}: {name}={text!r} is not in the "
-                f"vocabulary of {self.path.name}"
+                f"{self.path.parent / 'tokenizer_config.json'}: {name}={str(text)[:80]!r} is not "
+                f"in the vocabulary of {self.path.name}"
             )
-        return self._tokenizer.token_to_id(text)
+        return token_id
 
 
 def load_tokenizer(path: Path | str) -> SentencePieceTokenizer | HuggingFaceTokenizer:
@@ -241,12 +255,7 @@ def _special_tokens(folder: Path) -> dict[str, Any]:
         file = folder / name
         if not file.is_file():
             continue
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: cannot be read as JSON: {error}") from None
-        if not isinstance(content, dict):
-            raise UserError(f"{file}: must hold a JSON object")
+        content = read_json_object(file)
         special |= {key: value for key, value in content.items() if value is not None}
     return special
 

@@ -18,6 +18,8 @@ from dongwu_jax.interop.gguf_tokenizer import write_gguf_tokenizer
 from dongwu_jax.interop.tensors import halves_from_pairs, model_tensors
 
 _REQUIRED = object()
+_DAMAGES = (ValueError, OSError, IndexError, KeyError, TypeError, OverflowError, RecursionError)
+_MOST_VALUES = 1 << 23  # in the fields; a vocabulary of 256,000 tokens needs two million
 
 
 class GgufSource:
@@ -37,8 +39,8 @@ class GgufSource:
         self.path = path
         self._gguf = _gguf_package()
         try:
-            reader = self._gguf.GGUFReader(path)
-        except (ValueError, OSError, IndexError, KeyError) as error:
+            reader = _bounded_reader(self._gguf)(path)
+        except _DAMAGES as error:
             raise UserError(f"{path}: cannot be read as GGUF: {error}") from None
         self._fields = reader.fields
         self._stored = {tensor.name: tensor for tensor in reader.tensors}
@@ -59,9 +61,8 @@ class GgufSource:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="gguf-tokenizer-")
             names = [name for name in self._fields if name.startswith("tokenizer.")]
-            write_gguf_tokenizer(
-                {name: self._field(name) for name in names}, Path(self._folder.name)
-            )
+            fields = {name: self._field(name) for name in names}
+            write_gguf_tokenizer(fields, Path(self._folder.name), self.path)
         folder = Path(self._folder.name)
         return folder if any(folder.iterdir()) else None
 
@@ -107,7 +108,10 @@ class GgufSource:
 
     def _field(self, name: str, default: Any = _REQUIRED) -> Any:
         if name in self._fields:
-            return self._fields[name].contents()
+            try:
+                return self._fields[name].contents()
+            except _DAMAGES as error:
+                raise UserError(f"{self.path}: the field {name} is damaged: {error}") from None
         if default is _REQUIRED:
             raise UserError(f"{self.path}: the field {name} is missing")
         return default
@@ -135,10 +139,10 @@ class GgufSource:
         embedding = self._stored.get("token_embd.weight")
         if embedding is None:
             raise UserError(f"{self.path}: tensor token_embd.weight is missing")
-        width, heads = (
-            self._field("llama.embedding_length"),
-            self._field("llama.attention.head_count"),
-        )
+        width = self._whole("llama.embedding_length")
+        heads = self._whole("llama.attention.head_count")
+        if heads < 1:
+            raise UserError(f"{self.path}: llama.attention.head_count={heads} must be positive")
         head_dim = self._field("llama.attention.key_length", width // heads)
         if self._field("llama.rope.dimension_count", head_dim) != head_dim:
             raise UserError(
@@ -235,6 +239,26 @@ def _gguf_package() -> ModuleType:
     except ModuleNotFoundError:
         raise UserError("reading GGUF needs the gguf package: pip install gguf") from None
     return importlib.import_module("gguf")
+
+
+def _bounded_reader(package: ModuleType) -> Any:
+    """The package's reader, which else goes on reading nothing beyond the end of the file."""
+
+    class BoundedReader(package.GGUFReader):  # type: ignore[name-defined]
+        values = 0
+
+        def _get(
+            self, offset: int, dtype: Any, count: int = 1, override_order: Any = None
+        ) -> np.ndarray:
+            self.values += 1
+            if self.values > _MOST_VALUES:
+                raise ValueError(f"it has more than {_MOST_VALUES} values in its fields")
+            values = super()._get(offset, dtype, count, override_order)
+            if len(values) != count:
+                raise ValueError(f"it ends before the {int(count)} values at byte {offset}")
+            return values
+
+    return BoundedReader
 
 
 def _torch_shape(tensor: Any) -> tuple[int, ...]:

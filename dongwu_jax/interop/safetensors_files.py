@@ -116,7 +116,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(entries) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands twice in its header")
+        raise ValueError(f"{twice!r:.80} stands twice in its header")
     return entries
 
 
@@ -124,15 +124,15 @@ def _array(path: Path, name: str, entry: Any, data_start: int) -> SafetensorsArr
     fields = entry if isinstance(entry, dict) else {}
     code, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(code, str) or code not in _DTYPES:
-        raise ValueError(f"tensor {name} has dtype {code!r}, known are {', '.join(_DTYPES)}")
+        raise ValueError(f"tensor {name} has dtype {code!r:.80}, known are {', '.join(_DTYPES)}")
     if not _are_sizes(shape):
-        raise ValueError(f"tensor {name} has shape {shape!r}")
+        raise ValueError(f"tensor {name} has shape {shape!r:.80}")
     if not _are_sizes(offsets) or len(offsets) != 2:
-        raise ValueError(f"tensor {name} has data_offsets {offsets!r}")
+        raise ValueError(f"tensor {name} has data_offsets {offsets!r:.80}")
     dtype, (start, stop) = _DTYPES[code], offsets
     if stop - start != prod(shape) * dtype.itemsize:
         raise ValueError(
-            f"tensor {name} has {stop - start} bytes, shape {tuple(shape)} of {code} needs "
+            f"tensor {name} has {stop - start} bytes, shape {tuple(shape)!r:.80} of {code} needs "
             f"{prod(shape) * dtype.itemsize}"
         )
     return SafetensorsArray(path, name, tuple(shape), dtype, data_start + start, data_start + stop)

@@ -23,6 +23,7 @@ from tokenizers import (
 )
 
 from dongwu_jax.errors import UserError
+from dongwu_jax.input_files import read_small_file
 
 Proto = Any  # a protobuf message; its classes are made at run time
 
@@ -40,17 +41,27 @@ def convert_sentencepiece(path: Path) -> Tokenizer:
     """
     model: Proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
-        model.ParseFromString(path.read_bytes())
-    except (OSError, DecodeError) as error:
+        model.ParseFromString(read_small_file(path))
+    except DecodeError as error:
         raise UserError(f"{path}: cannot be read as a SentencePiece model: {error}") from None
     if model.trainer_spec.model_type != model.trainer_spec.BPE:
         raise UserError(
             f"{path}: only SentencePiece models of type BPE can be exported to Hugging Face; "
             "name a folder with tokenizer.json by --tokenizer"
         )
+    for name in ("unk_id", "bos_id"):
+        number = getattr(model.trainer_spec, name)
+        if number >= len(model.pieces) or (number < 0 and name == "unk_id"):
+            raise UserError(
+                f"{path}: {name}={number} is none of its {len(model.pieces)} pieces; the file is "
+                "damaged"
+            )
     user_symbols = [p.piece for p in model.pieces if p.type == p.USER_DEFINED]
     tokenizer = Tokenizer(_bpe(model, whole_symbols=bool(user_symbols)))
-    tokenizer.normalizer = _normalizer(model.normalizer_spec)
+    try:
+        tokenizer.normalizer = _normalizer(model.normalizer_spec)
+    except Exception as error:  # the library raises plain Exception
+        raise UserError(f"{path}: its normalizer cannot be converted: {error}") from None
     if user_symbols:  # found in the text before anything is merged, the longest first
         longest_first = sorted(user_symbols, key=len, reverse=True)
         pattern = Regex("|".join(map(re.escape, longest_first)))
