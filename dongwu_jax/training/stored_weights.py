@@ -12,10 +12,16 @@ import orbax.checkpoint as ocp
 from dongwu_jax.config import ModelConfig, RunConfig, parse_config
 from dongwu_jax.config.sections import DataConfig
 from dongwu_jax.errors import UserError
+from dongwu_jax.input_files import read_json_object
 from dongwu_jax.models.parameters import abstract_parameters, named_parameters
 from dongwu_jax.training.checkpoint_files import FilesHandler, SaveFiles
 from dongwu_jax.training.checkpoint_folders import newest_step
-from dongwu_jax.training.streamed_weights import ArrayReader, UnreadArray, unread_arrays_handler
+from dongwu_jax.training.streamed_weights import (
+    ArrayReader,
+    StoredShape,
+    UnreadArray,
+    unread_arrays_handler,
+)
 from dongwu_jax.training.trained_weights import abstract_trained
 
 DataState = dict[str, Any]
@@ -24,9 +30,7 @@ DataState = dict[str, Any]
 def read_run_config(path: Path) -> RunConfig:
     """The run that wrote the newest checkpoint at `path`."""
     step = newest_step(path)
-    with reading(step), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        settings = reader.restore(step.absolute() / "config")
-    return parse_config(settings, source=str(step))
+    return parse_config(read_json_object(step / "config" / "metadata"), source=str(step))
 
 
 def read_model_config(path: Path) -> ModelConfig:
@@ -141,21 +145,27 @@ def _data_state(step: Path) -> DataState:
     """Where a step stands in the data; empty where only weights were kept."""
     if not (step / "data").is_dir():
         return {}
-    with reading(step), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(step.absolute() / "data")
+    file = step / "data" / "metadata"
+    data_state = read_json_object(file)
+    samples, base = (data_state.get(name) for name in ("consumed_samples", "base_weights"))
+    sound = samples is None or (type(samples) is int and samples >= 0)
+    if base is not None:
+        sound = sound and isinstance(base, dict) and isinstance(base.get("sums"), dict)
+        sound = sound and base.get("dtype") in ("float32", "bfloat16")
+    if not sound:
+        raise UserError(f"{file}: is damaged; restore it, or use another step")
+    return data_state
 
 
-def stored_arrays(step: Path) -> dict[str, Any]:
+def stored_arrays(step: Path) -> dict[str, StoredShape]:
     """Shape and dtype of each parameter of a step, by dotted name."""
-    with reading(step), ocp.StandardCheckpointer() as reader:
-        metadata = reader.metadata(step.absolute() / "parameters")
-        tree = getattr(metadata, "item_metadata", metadata)
-        if tree is None:
-            raise ValueError("the list of its parameters cannot be read")
-    return dict(tree)
+    with reading(step):
+        return ArrayReader(step / "parameters").describe()
 
 
-def check_same_shapes(step: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_same_shapes(
+    step: Path, stored: Mapping[str, StoredShape], wanted: Mapping[str, Any]
+) -> None:
     """Compare names and shapes before Orbax would fail on them one by one.
 
     Raises:

@@ -68,6 +68,14 @@ def unread_arrays_handler() -> ocp.PyTreeCheckpointHandler:
     )
 
 
+@dataclass(frozen=True)
+class StoredShape:
+    """What is known of an array before its values are read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
 class ArrayReader:
     """Reads the arrays of one item of a checkpoint, whether written here or by Orbax alone."""
 
@@ -76,26 +84,56 @@ class ArrayReader:
         self._in_ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(self._folder)
         self._context = ts.Context(_CONTEXT)
 
+    def describe(self) -> dict[str, StoredShape]:
+        """Shape and dtype of every array, by name.
+
+        Raises:
+            ValueError, OSError: the files are damaged or missing.
+        """
+        opened = {name: self._open(name) for name in self._names()}
+        found = {name: store.result() for name, store in opened.items()}
+        return {
+            name: StoredShape(tuple(store.shape), store.dtype.numpy_dtype)
+            for name, store in found.items()
+        }
+
     def read(self, name: str) -> np.ndarray:
         """One array, in the dtype and the memory order in which it is stored.
 
         Raises:
             ValueError, OSError: its files are damaged or missing.
         """
-        store = ts.open(self._stored_array(name), context=self._context).result()
+        store = self._open(name).result()
+        pieces = store.chunk_layout.read_chunk.shape
+        if any(piece > max(size, 1) for piece, size in zip(pieces, store.shape, strict=True)):
+            # TensorStore would ask for the memory, and end the process without it.
+            raise ValueError(f"{name} of shape {store.shape} is said to lie in pieces of {pieces}")
         order = store.chunk_layout.inner_order
         assert order is not None, "zarr fixes the order"
         return store.transpose(order).read().result().transpose(np.argsort(order))
 
+    def _names(self) -> list[str]:
+        if not self._in_ocdbt:
+            return sorted(file.parent.name for file in self._folder.glob("*/zarr.json"))
+        keys = ts.KvStore.open(self._ocdbt(""), context=self._context).result().list().result()
+        suffix = "/.zarray"
+        return [key.removesuffix(suffix) for key in map(bytes.decode, keys) if key.endswith(suffix)]
+
+    def _ocdbt(self, path: str) -> dict[str, Any]:
+        return {
+            "driver": "ocdbt",
+            "base": {"driver": "file", "path": f"{self._folder}/"},
+            "path": path,
+            "cache_pool": "cache_pool#index",
+        }
+
+    def _open(self, name: str) -> ts.Future:
+        return ts.open(self._stored_array(name), context=self._context)
+
     def _stored_array(self, name: str) -> ts.Spec:
         storage: dict[str, Any] = {"driver": "file", "path": f"{self._folder / name}/"}
         if self._in_ocdbt:  # as Orbax writes unless told otherwise
-            storage = {
-                "driver": "ocdbt",
-                "base": {"driver": "file", "path": f"{self._folder}/"},
-                "path": f"{name}/",
-                "cache_pool": "cache_pool#index",
-            }
+            storage = self._ocdbt(f"{name}/")
         return ts.Spec(
             {
                 "driver": "zarr" if self._in_ocdbt else "zarr3",
