@@ -238,7 +238,7 @@ def test_going_on_without_the_teacher_is_said(tmp_path, caplog):
 def test_flops_include_the_teacher_s_forward_pass(tmp_path):
     trainer = trainer_of(tmp_path)
     alone = Trainer(run_config(tmp_path, training={"micro_batch_size": 1}))
-    with_teacher, without = (t._throughput.figures(1, 1.0, 0.0) for t in (trainer, alone))
+    with_teacher, without = (t._progress._throughput.figures(1, 1.0, 0.0) for t in (trainer, alone))
     assert with_teacher["tflops_per_device"] > 1.2 * without["tflops_per_device"]
 
 
