@@ -8,6 +8,8 @@ import orjson
 
 from dongwu_jax.errors import UserError
 
+_LONGEST_LINE = 1 << 24  # bytes; a file that a crash filled with zeros is one line
+
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The complete lines; half a line, left by a kill, is passed over. Nothing if no file.
@@ -19,7 +21,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
         if not path.exists():
             return
         with path.open("rb") as file:
-            for line in file:
+            for line in iter(lambda: file.readline(_LONGEST_LINE), b""):
                 try:
                     record = orjson.loads(line)
                 except orjson.JSONDecodeError:

@@ -86,8 +86,8 @@ def head_facts(run: RunFolder) -> list[tuple[str, str]]:
     elif model:
         facts.append(("model", _model(0, model)))
     batch = run.config.get("training", {}).get("global_batch_size")
-    if batch is not None:
-        length = run.config.get("data", {}).get("sequence_length")
+    length = run.config.get("data", {}).get("sequence_length")
+    if isinstance(batch, int) and isinstance(length, int):
         facts.append(("batch", f"{batch:,} sequences of {length:,} tokens"))
     return facts
 
