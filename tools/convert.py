@@ -45,7 +45,7 @@ def main(command_line: list[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(words)
     if arguments.target is None and arguments.print_structure:
-        print_source_structure(arguments.source)
+        print_source_structure(arguments.source, arguments.base_weights)
         return 0
     if arguments.target is None or arguments.to_format is None:
         parser.error("--to and --to-format say what to write")

@@ -99,7 +99,16 @@ def _peft_target(source: ModelSource, dtype: str | None) -> ModelTarget:
             f"--to-format peft writes adapters, and there are none in a {source.format} model; "
             "name a checkpoint of a run with lora.rank"
         )
-    run = source.run
+    run, base = source.run, source.base_config
+    for name in ("rope_theta", "rope_scaling"):
+        ours, theirs = getattr(source.config, name), getattr(base, name)
+        if ours != theirs:
+            raise UserError(
+                f"--to-format peft: the run computes with model.{name}={ours}, {source.origin} "
+                f"with {theirs}, which adapters cannot change; write the merged model "
+                "(--to-format hf), or name weights that have it (--base-weights)"
+            )
+    source.check_base()
     return PeftTarget(run.model, run.lora, source.adapters, source.origin, dtype or "float32")
 
 

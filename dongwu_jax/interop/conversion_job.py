@@ -63,9 +63,13 @@ def run_conversion(conversion: Conversion) -> None:
         source.close()
 
 
-def print_source_structure(path: Path) -> None:
-    """Print what a model's files hold."""
-    source = open_source(path)
+def print_source_structure(path: Path, base_weights: Path | None) -> None:
+    """Print what a model's files hold.
+
+    Args:
+        base_weights: see `open_source`.
+    """
+    source = open_source(path, base_weights)
     try:
         _describe(path, source)
         print_structure((name, shape) for name, shape, _ in source.stored())

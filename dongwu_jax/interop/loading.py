@@ -89,7 +89,7 @@ def load_parameters(
     loaded = {}
     for name in (tensor.name for tensor in model_tensors(config)):  # as files hold them
         wanted = shapes[name]
-        values = _fit_vocabulary(read(name), wanted.shape, axes[name], name)
+        values = fit_vocabulary(read(name), wanted.shape, axes[name], name)
         loaded[name] = jax.make_array_from_callback(
             wanted.shape,
             places.get(name, here),
@@ -115,10 +115,14 @@ def _resolved(config: ModelConfig, field: str, value: object) -> object:
     return derived.get(field)
 
 
-def _fit_vocabulary(
+def fit_vocabulary(
     values: np.ndarray, shape: tuple[int, ...], axes: LogicalAxes, name: str
 ) -> np.ndarray:
-    """Add zeros for padding rows that the source lacks; drop its surplus padding rows."""
+    """Add zeros for padding rows that the source lacks; drop its surplus padding rows.
+
+    Raises:
+        UserError: the tensor differs in more than rows of the vocabulary.
+    """
     if values.shape == shape:
         return values
     differing = [axis for axis, a, b in zip(axes, values.shape, shape, strict=True) if a != b]

@@ -16,7 +16,7 @@ from dongwu_jax.data.fingerprint import Fingerprint
 from dongwu_jax.data.gpt_dataset import SampleSource, samples_drawn
 from dongwu_jax.errors import UserError
 from dongwu_jax.training.bad_steps import BadSteps
-from dongwu_jax.training.base_weights import check_same_base
+from dongwu_jax.training.base_weights import BaseWeights, check_same_base
 from dongwu_jax.training.checkpoints import Checkpoints
 from dongwu_jax.training.resume import check_same_data, check_same_run
 from dongwu_jax.training.run_log import RunLog
@@ -44,7 +44,7 @@ class Saving:
     fingerprint: Fingerprint
     samples: SampleSource
     bad_steps: BadSteps
-    base_weights: dict[str, Any]
+    base_weights: BaseWeights
     abstract: TrainState
     last_saved: int = 0
 

@@ -14,6 +14,7 @@ from dongwu_jax.config.sections import DataConfig
 from dongwu_jax.errors import UserError
 from dongwu_jax.input_files import read_json_object
 from dongwu_jax.models.parameters import abstract_parameters, named_parameters
+from dongwu_jax.training.base_weights import BaseWeights
 from dongwu_jax.training.checkpoint_files import FilesHandler, SaveFiles
 from dongwu_jax.training.checkpoint_folders import newest_step
 from dongwu_jax.training.streamed_weights import (
@@ -52,7 +53,7 @@ class WeightReader(Mapping[str, np.ndarray]):
         self.iteration = int(step.name)  # training steps done; 0: weights alone
         data_state = _data_state(step)
         self.consumed_samples: int | None = data_state.get("consumed_samples")
-        self.base_weights: DataState | None = data_state.get("base_weights")  # beneath adapters
+        self.base_weights: BaseWeights | None = data_state.get("base_weights")  # beneath adapters
         self.arrays = stored_arrays(step)
         shapes = named_parameters(abstract_trained(self.run))
         check_same_shapes(step, self.arrays, shapes)
@@ -150,8 +151,8 @@ def _data_state(step: Path) -> DataState:
     samples, base = (data_state.get(name) for name in ("consumed_samples", "base_weights"))
     sound = samples is None or (type(samples) is int and samples >= 0)
     if base is not None:
-        sound = sound and isinstance(base, dict) and isinstance(base.get("sums"), dict)
-        sound = sound and base.get("dtype") in ("float32", "bfloat16")
+        sound = sound and isinstance(base, dict) and isinstance(base.get("bfloat16"), dict)
+        sound = sound and isinstance(base.get("float32", {}), dict)
     if not sound:
         raise UserError(f"{file}: is damaged; restore it, or use another step")
     return data_state

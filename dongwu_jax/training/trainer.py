@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 
@@ -21,7 +20,7 @@ from dongwu_jax.parallel.stop_agreement import StopAgreement
 from dongwu_jax.parallel.switchboard import Switchboard
 from dongwu_jax.training.bad_step_record import BadStepRecorder
 from dongwu_jax.training.bad_steps import BadSteps, is_exact
-from dongwu_jax.training.base_weights import describe_base
+from dongwu_jax.training.base_weights import BaseWeights, describe_base
 from dongwu_jax.training.batches import BatchLayout
 from dongwu_jax.training.checkpoints import Checkpoints
 from dongwu_jax.training.compilation import keep_compiled_programs
@@ -77,7 +76,7 @@ class Trainer:
     agreement: StopAgreement = field(default_factory=lambda: StopAgreement(Switchboard()))
     profile: StepRange | None = None
     peers: Peers = field(default_factory=Peers)
-    _base_weights: dict[str, Any] = field(default_factory=dict, init=False)  # beneath adapters
+    _base_weights: BaseWeights = field(default_factory=dict, init=False)  # beneath adapters
 
     def __post_init__(self) -> None:
         config, devices = self.config, jax.devices()

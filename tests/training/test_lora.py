@@ -42,6 +42,19 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def other(folder):
+    """A checkpoint of a model of the same shape."""
+    config = run_config(
+        folder,
+        model=GROUPED,
+        training={"duration": 1, "seed": 5},
+        checkpoint={"directory": str(folder / "other")},
+    )
+    Trainer(config).run()
+    return folder / "other"
+
+
 def export(source, target, **options):
     opened = open_source(source)
     convert(opened, target, make_target(opened, TargetOptions(**options)))
@@ -51,7 +64,7 @@ def export(source, target, **options):
 def trainer_of(folder, name, mesh=None, lora=None, base="hf", **sections):
     training = {"initial_weights": str(folder / base), "micro_batch_size": 1, "duration": 6}
     settings = {
-        "model": GROUPED,
+        "model": GROUPED | sections.pop("model", {}),
         "training": training | sections.pop("training", {}),
         "lora": {"rank": 4, "alpha": 6.0} | (lora or {}),
         "checkpoint": {"directory": str(folder / name / "checkpoints"), "interval": 3},
@@ -169,27 +182,64 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(folder, monkeypatch):
     assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
-def test_adapters_are_refused_on_other_weights(folder, tmp_path, monkeypatch):
+def test_adapters_are_refused_on_other_weights(folder, other, monkeypatch):
     on_one_device(monkeypatch)
-    config = run_config(
-        folder,
-        model=GROUPED,
-        training={"duration": 1, "seed": 5},
-        checkpoint={"directory": str(folder / "other")},
-    )
-    Trainer(config).run()
     trainer = trainer_of(folder, "refused")
     trainer.run(stop_after=3)
     with pytest.raises(UserError, match="other: .* is not what the adapters were trained on"):
-        trainer_of(folder, "refused", base="other").run()
+        trainer_of(folder, "refused", base=other).run()
     with pytest.raises(UserError, match="lora.rank was 4 and is 8"):
         trainer_of(folder, "refused", lora={"rank": 8}).run()
     checkpoint = trainer.checkpoints.directory
-    merged = open_source(checkpoint, base_weights=folder / "other")
-    with pytest.raises(UserError, match=r"layers.0.mlp.up_proj is not what the adapters"):
-        merged.read("layers.0.mlp.up_proj")
+    merged = open_source(checkpoint, base_weights=other)
+    for name in ("layers.0.mlp.up_proj", "embed_tokens"):  # with an adapter and without
+        with pytest.raises(UserError, match=f"{name} is not what the adapters"):
+            merged.read(name)
+    with pytest.raises(UserError, match="is not what the adapters"):
+        make_target(merged, TargetOptions(format="peft"))
     moved = open_source(checkpoint, base_weights=folder / "base")  # the same, in another format
     assert moved.read("layers.0.mlp.up_proj").dtype == np.float32
+
+
+def test_other_weights_are_refused_in_another_precision_too(folder, other, monkeypatch):
+    on_one_device(monkeypatch)
+    trainer_of(folder, "rounded", precision={"compute_dtype": "bfloat16"}).run(stop_after=1)
+    with pytest.raises(UserError, match="is not what the adapters were trained on"):
+        trainer_of(folder, "rounded", base=other).run()
+    trainer_of(folder, "rounded").run(stop_after=1)  # goes on in float32
+
+
+def test_a_run_may_pad_the_vocabulary_beneath_adapters(folder, tmp_path, monkeypatch):
+    on_one_device(monkeypatch)
+    trainer = trainer_of(folder, "padded", model={"padded_vocab_size": 144})
+    trainer.run(stop_after=2)
+    checkpoint = trainer.checkpoints.directory
+    for format in ("dongwu", "megatron", "hf"):
+        export(checkpoint, tmp_path / format, format=format)
+    padded, plain = (open_source(tmp_path / format) for format in ("dongwu", "hf"))
+    assert padded.read("embed_tokens").shape == (144, 32)
+    assert not padded.read("embed_tokens")[128:].any()
+    np.testing.assert_array_equal(padded.read("lm_head")[:, :128], plain.read("lm_head"))
+
+
+def test_adapters_for_other_positions_than_the_base_has_are_not_exported(folder, monkeypatch):
+    on_one_device(monkeypatch)
+    scaling = {"rope_scaling": {"type": "linear", "factor": 2.0}, "max_position_embeddings": 64}
+    trainer = trainer_of(folder, "scaling", model=scaling)
+    trainer.run(stop_after=1)
+    with pytest.raises(UserError, match=r"model.rope_scaling=.*linear.*--to-format hf"):
+        export(trainer.checkpoints.directory, folder / "never", format="peft")
+
+
+def test_adapters_in_the_place_of_their_base_are_said(folder, monkeypatch):
+    on_one_device(monkeypatch)
+    shutil.copytree(folder / "base", folder / "replaced")
+    trainer = trainer_of(folder, "replacing", base="replaced")
+    trainer.run(stop_after=1)
+    shutil.rmtree(folder / "replaced")
+    trainer.checkpoints.directory.rename(folder / "replaced")
+    with pytest.raises(UserError, match="holds adapters alone, .*--base-weights"):
+        open_source(folder / "replaced")
 
 
 def test_a_base_that_is_gone_is_named(folder, tmp_path, monkeypatch):
