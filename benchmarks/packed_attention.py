@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from dongwu_jax.command_line import positive_int, run_command_line
+from dongwu_jax.errors import UserError
 
 
 def main(command_line: list[str] | None = None) -> int:
@@ -30,6 +31,8 @@ def main(command_line: list[str] | None = None) -> int:
         return 0
     import jax
 
+    if jax.default_backend() != "gpu":
+        raise UserError("no GPU here: cuDNN's attention needs one, and JAX's CUDA plugin")
     device = jax.devices()[0].device_kind
     for name, implementation, packed in (
         ("cudnn_causal_whole_rows", "cudnn", False),
