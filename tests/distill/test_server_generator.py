@@ -218,11 +218,21 @@ def test_another_model_is_served(running: _Server) -> None:
 
 
 def test_the_command_through_a_server(running: _Server, tmp_path: Path) -> None:
+    key = "sk-canary-of-the-environment"
     texts = [document(n) for n in range(30)] + ["TOO LONG " + document(1)]
     corpus = save_documents(tmp_path / "corpus.jsonl", texts)
     tokenizer = save_model(tmp_path / "model")
     job = Job(Path("teacher"), corpus, server=running.url, tokenizer=tokenizer, concurrency=8)
-    told = job.must_run(tmp_path / "out", prefix_tokens="16:32")
+    ended = job.run(tmp_path / "out", {"OPENAI_API_KEY": key}, prefix_tokens="16:32")
+    told = ended.stdout
+    assert ended.returncode == 0, ended.stderr
+    assert {headers["Authorization"] for _, headers, _ in running.asked} == {f"Bearer {key}"}
+    kept = [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not [
+        content
+        for content in [*kept, told.encode(), ended.stderr.encode()]
+        if key.encode() in content
+    ]
     assert "30 samples, 1 rejected (generator 1)" in told
     made = records(tmp_path / "out")
     assert [sample["source"] for sample in made] == [f"corpus.jsonl:{n}" for n in range(1, 31)]
