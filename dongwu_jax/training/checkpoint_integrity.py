@@ -5,7 +5,6 @@ the size and the CRC-32 of the files that are its own. The files are on the disk
 way to it, when it appears. Orbax takes no notice of it.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -16,6 +15,8 @@ from typing import Any
 import tensorstore as ts
 from zlib_ng import zlib_ng
 
+from dongwu_jax.errors import UserError
+from dongwu_jax.input_files import read_json_object
 from dongwu_jax.output_files import write_json_file
 
 _NAME = re.compile(r"checksums\.(\d+)-of-(\d+)\.json")
@@ -54,7 +55,7 @@ def problems_of(step: Path, share: Share) -> list[str]:
     """
     try:
         sums = _checksums(step)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"its checksums cannot be read: {error}"]
     if sums is None:
         return _unreadable(step, share)
@@ -78,7 +79,7 @@ def _checksums(step: Path) -> dict[str, list[int]] | None:
     sums: dict[str, list[int]] = {}
     for file in step.iterdir():
         if _NAME.fullmatch(file.name):
-            sums |= json.loads(file.read_text(encoding="utf-8"))["files"]
+            sums |= read_json_object(file)["files"]
     return {name: [int(size), int(crc)] for name, (size, crc) in sums.items()}
 
 

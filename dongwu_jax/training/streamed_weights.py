@@ -15,6 +15,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from dongwu_jax.input_files import read_small_file
+
 _CHUNK_BYTES = 16 * 2**20  # of a file: several are read at once, and hosts read only their part
 
 # As cp: the system writes to the disk when it likes. The index of OCDBT alone is kept in memory.
@@ -114,7 +116,10 @@ class ArrayReader:
 
     def _names(self) -> list[str]:
         if not self._in_ocdbt:
-            return sorted(file.parent.name for file in self._folder.glob("*/zarr.json"))
+            files = sorted(self._folder.glob("*/zarr.json"))
+            for file in files:
+                read_small_file(file)  # TensorStore would read any size
+            return [file.parent.name for file in files]
         keys = ts.KvStore.open(self._ocdbt(""), context=self._context).result().list().result()
         suffix = "/.zarray"
         return [key.removesuffix(suffix) for key in map(bytes.decode, keys) if key.endswith(suffix)]
