@@ -34,7 +34,9 @@ def data_mix(sessions: Sequence[Session], config: dict[str, Any]) -> list[Datase
     """The datasets of the present blend; of an old run only what its configuration names."""
     data = config.get("data", {})
     blend = data.get("blend") or []
-    recorded = sessions[-1].start.get("blend") or [] if sessions else []
+    recorded = sessions[-1].start.get("blend") if sessions else None
+    if not isinstance(recorded, list) or not all(isinstance(entry, dict) for entry in recorded):
+        recorded = []
     names = [str(entry.get("prefix")) for entry in blend if isinstance(entry, dict)]
     if len(recorded) != len(names):
         recorded = [{}] * len(names)

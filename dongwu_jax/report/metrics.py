@@ -8,6 +8,8 @@ import numpy as np
 
 from dongwu_jax.report.json_lines import number
 
+_LARGEST_STEP = 1 << 53  # beyond it a number of a damaged file
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -45,7 +47,7 @@ def as_metrics(records: Iterable[dict[str, Any]]) -> Metrics:
     cells: dict[str, tuple[list[int], list[float]]] = {}
     for record in records:
         step = record.pop("step", None)
-        if not isinstance(step, int):
+        if not isinstance(step, int) or abs(step) > _LARGEST_STEP:
             continue
         times.append(number(record.pop("time", None)))
         for name, value in record.items():
