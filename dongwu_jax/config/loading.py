@@ -90,7 +90,11 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> Settings:
         return settings
     if not isinstance(base, str):
         raise UserError(f"{path}: base must be the path of a YAML file, not {_shown(base)}")
-    return overlay(_read_with_bases(path.parent / base, (*chain, resolved)), settings)
+    try:
+        below = _read_with_bases(path.parent / base, (*chain, resolved))
+    except UserError as error:
+        raise UserError(f"{path}: base: {error}") from None
+    return overlay(below, settings)
 
 
 def _parse_yaml(text: str, problem: str) -> Any:

@@ -97,7 +97,7 @@ class HuggingFaceTokenizer:
         Raises:
             UserError: it adds other tokens.
         """
-        added = self._tokenizer.encode("", add_special_tokens=True).ids
+        added = self._encoded("", with_special=True).ids
         if added not in ([], [self.bos_id]):
             raise UserError(
                 f"{self.path}: adds the tokens {added} to every text, not only BOS "
@@ -108,16 +108,26 @@ class HuggingFaceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without the special tokens of the post-processor."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._encoded(text).ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """As `encode`, and of each token the characters where it begins and ends."""
-        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        encoded = self._encoded(text)
         return encoded.ids, encoded.offsets
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; special tokens are left out."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def _encoded(self, text: str, with_special: bool = False) -> tokenizers.Encoding:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=with_special)
+        except BaseException as error:
+            # Of files that contradict themselves the library raises plain Exception, or its own
+            # PanicException, which is no Exception and which it does not export.
+            if type(error) is not Exception and type(error).__name__ != "PanicException":
+                raise
+            raise UserError(f"{self.path}: is damaged: it fails on a text: {error}") from None
 
     def _size(self) -> int:
         """One more than the largest id: some vocabularies have holes."""

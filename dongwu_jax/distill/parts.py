@@ -15,6 +15,7 @@ from dongwu_jax.output_files import write_json_file
 from dongwu_jax.sealed_json import read_sealed_json, sealed
 
 _PLAN = "parts.json"
+_LONGEST_LINE = 1 << 26  # bytes of a sample
 
 
 @dataclass(frozen=True)
@@ -140,12 +141,17 @@ class PartFolder:
             file = path.open("a+b")
             file.seek(0)
             records, end = [], 0
-            for line in file.read().split(b"\n")[:-1]:
+            for line in iter(lambda: file.readline(_LONGEST_LINE), b""):
+                if not line.endswith(b"\n"):
+                    break
                 try:
-                    records.append(orjson.loads(line))
+                    record = orjson.loads(line)
                 except orjson.JSONDecodeError:  # after a power cut
                     break
-                end += len(line) + 1
+                if not isinstance(record, dict):
+                    break
+                records.append(record)
+                end += len(line)
             file.truncate(end)  # half a line: the process was killed
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}") from None

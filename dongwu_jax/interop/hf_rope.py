@@ -47,9 +47,9 @@ def read_rope(fields: Json, length: int, path: Path) -> tuple[float, RopeScaling
         )
     if kind in (None, "default"):
         return theta, None, length
-    if kind not in _SETTINGS:
+    if not isinstance(kind, str) or kind not in _SETTINGS:
         raise UserError(
-            f"{path}: rope_scaling.rope_type={kind!r}; only 'default', "
+            f"{path}: rope_scaling.rope_type={kind!r:.80}; only 'default', "
             f"{', '.join(map(repr, _SETTINGS))} are supported"
         )
     told = {name: scaling[name] for name in _SETTINGS[kind] if scaling.get(name) is not None}

@@ -37,6 +37,7 @@ _DTYPES = {
     }.items()
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_MOST_AXES, _LARGEST = 32, 1 << 60  # numpy makes no larger arrays, even of no elements
 _LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 
 
@@ -125,7 +126,7 @@ def _array(path: Path, name: str, entry: Any, data_start: int) -> SafetensorsArr
     code, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(code, str) or code not in _DTYPES:
         raise ValueError(f"tensor {name} has dtype {code!r:.80}, known are {', '.join(_DTYPES)}")
-    if not _are_sizes(shape):
+    if not _are_sizes(shape) or len(shape) > _MOST_AXES or prod(n or 1 for n in shape) > _LARGEST:
         raise ValueError(f"tensor {name} has shape {shape!r:.80}")
     if not _are_sizes(offsets) or len(offsets) != 2:
         raise ValueError(f"tensor {name} has data_offsets {offsets!r:.80}")
