@@ -20,7 +20,7 @@ from dongwu_jax.errors import UserError
 _TRIES = 7
 _FIRST_PAUSE_SECONDS = 1.0  # doubled after each try: a minute in all, time to restart a server
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
-_FAILURES = (OSError, http.client.HTTPException, ValueError)
+_FAILURES = (OSError, http.client.HTTPException, ValueError, RecursionError)
 
 
 class _RefusedError(Exception):
@@ -71,7 +71,7 @@ class ServerGenerator:
         place = f"--server {self._means.url}"
         try:
             listed = _Connection(self._means).call("GET", "/models")
-            names = [entry["id"] for entry in listed["data"]]
+            names = [str(entry["id"]) for entry in listed["data"]]
         except (*_FAILURES, _RefusedError, KeyError, TypeError) as error:
             raise UserError(f"{place}: does not answer as an OpenAI server does: {error}") from None
         if self._means.model not in names:
@@ -125,13 +125,18 @@ class ServerGenerator:
         }
 
 
-def _completion(answer: dict[str, Any]) -> Completion:
+def _completion(answer: Any) -> Completion:
     try:
         choice = answer["choices"][0]
         text = choice["message"]["content"] if "message" in choice else choice["text"]
-        return Completion(text or "", answer["usage"]["completion_tokens"], choice["finish_reason"])
-    except (KeyError, IndexError, TypeError):
+        made = Completion(text or "", answer["usage"]["completion_tokens"], choice["finish_reason"])
+        made.text.encode()  # half of a surrogate pair could not be written
+        sound = type(made.tokens) is int and made.tokens >= 0
+        if not sound or not isinstance(made.finish_reason, str):
+            raise TypeError
+    except (KeyError, IndexError, TypeError, AttributeError, UnicodeEncodeError):
         raise ValueError(f"an answer without text: {json.dumps(answer)[:200]}") from None
+    return made
 
 
 class _Connection:

@@ -23,6 +23,7 @@ from dongwu_jax.evaluate.progress import token_bar
 from dongwu_jax.evaluate.scoring import Scorer
 from dongwu_jax.evaluate.texts import read_token_stream
 from dongwu_jax.evaluate.windows import Protocol
+from dongwu_jax.input_files import read_json_object
 from dongwu_jax.interop.sources import open_source
 from dongwu_jax.output_files import check_output_file, write_json_file
 
@@ -192,7 +193,6 @@ def _fineval(scorer: Scorer, measures: Measures) -> Record:
 def _read(path: Path) -> Record:
     """What an earlier comparison left; nothing where it is of no use."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(path)
+    except UserError:
         return {}
-    return found if isinstance(found, dict) else {}

@@ -212,6 +212,35 @@ def test_what_does_not_pass_is_set_aside(
     assert running.tries[fault] == tries
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        [],
+        {"choices": {}},
+        {"choices": [None]},
+        *(
+            {
+                "choices": [{"text": text, "finish_reason": reason}],
+                "usage": {"completion_tokens": n},
+            }
+            for text, n, reason in (
+                (5, 1, "stop"),
+                ({}, 1, None),
+                ("half \ud800", 1, "stop"),
+                ("a", "1", "stop"),
+                ("a", -1, "stop"),
+                ("a", True, "stop"),
+                ("a", 1, None),
+            )
+        ),
+    ],
+)
+def test_an_answer_that_is_none_can_be_tried_again(answer: Any) -> None:
+    with pytest.raises(ValueError, match="an answer without text"):
+        server._completion(answer)
+
+
 def test_another_model_is_served(running: _Server) -> None:
     with pytest.raises(UserError, match="serves teacher, adapter; give that name"):
         ServerGenerator(_means(running, model="13b"), _SAMPLING)
