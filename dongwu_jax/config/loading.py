@@ -59,7 +59,7 @@ def parse_config(settings: Settings, source: str) -> RunConfig:
         UserError: naming `source`, the field, the value and the fix.
     """
     if too_long := _too_long_number(settings):
-        raise UserError(f"{source}: {too_long}: is a number of more than {_MOST_BITS} bits")
+        raise UserError(f"{source}: {too_long}: has more than {_MOST_BITS} bits")
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
@@ -132,9 +132,9 @@ def _too_large(value: Any) -> bool:
 
 
 def _too_long_number(value: Any, name: str = "") -> str | None:
-    """Where a number is too long to be a size or a count, and to be computed with."""
+    """A setting whose number is too long to be a size or a count, and to be computed with."""
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
-        return name
+        return f"{name}={_shown(value)}"
     if isinstance(value, dict | list):
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         found = (

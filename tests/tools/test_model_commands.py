@@ -60,7 +60,7 @@ def test_no_model(refused, corpus, tmp_path):
         ("model.safetensors", "is not a whole safetensors file"),
         ("config.json", "is not JSON"),
         ("tokenizer.json", "is not a Hugging Face tokenizer"),
-        ("tokenizer_config.json", "cannot be read as JSON"),
+        ("tokenizer_config.json", "is not JSON"),
     ],
 )
 def test_truncated_model_folder(refused, copy, tmp_path, file, expected):
@@ -84,15 +84,20 @@ def test_truncated_gguf(refused, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "pattern", ["config/metadata", "parameters/_METADATA", "parameters/final_norm/c/*"]
+    ("pattern", "expected"),
+    [
+        ("config/metadata", "/config/metadata: is not JSON"),
+        ("parameters/final_norm/zarr.json", ": is damaged or incomplete"),
+        ("parameters/final_norm/c/*", ": is damaged or incomplete"),
+    ],
 )
-def test_truncated_checkpoint(refused, checkpoint, tmp_path, pattern):
+def test_truncated_checkpoint(refused, checkpoint, tmp_path, pattern, expected):
     copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
     for path in (copy / "0").glob(pattern):
         cut_short(path)
     to = tmp_path / "to"
     message = refused(convert, "--from", copy, "--to", to, "--to-format", "hf")
-    assert f"{copy / '0'}: is damaged or incomplete" in message
+    assert f"{copy / '0'}{expected}" in message
     assert not to.exists()
 
 

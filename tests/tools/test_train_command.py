@@ -187,7 +187,8 @@ def test_a_damaged_checkpoint_is_not_continued(capsys, config):
     assert "model.num_layers was 1 and is 2" in changed
     for path in step.glob("optimizer/ocdbt.process_0/d/*"):
         cut_short(path)
-    assert f"{step}: is damaged or incomplete" in failure(capsys, train, "--config", config)
+    message = failure(capsys, train, "--config", config)
+    assert f"{step.parent}: no good checkpoint is left, only 1.damaged" in message
 
 
 def test_the_length_of_a_model_is_that_of_its_weights(capsys, config, model, tmp_path):

@@ -95,8 +95,8 @@ def test_incomplete_saves_are_refused(saved):
     [
         (json.dumps({"sharded_backend": "zarr"}), "'zarr', only 'torch_dist'"),
         ("{}", "does not name"),
-        ("not json", "does not name"),
-        ("[1]", "does not name"),
+        ("not json", "is not JSON"),
+        ("[1]", "must hold a JSON object"),
     ],
 )
 def test_other_backends_are_refused(saved, content, message):
