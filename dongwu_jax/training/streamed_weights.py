@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from dongwu_jax.input_files import read_small_file
+from dongwu_jax.input_files import read_json_object
 
 _CHUNK_BYTES = 16 * 2**20  # of a file: several are read at once, and hosts read only their part
 
@@ -118,7 +118,7 @@ class ArrayReader:
         if not self._in_ocdbt:
             files = sorted(self._folder.glob("*/zarr.json"))
             for file in files:
-                read_small_file(file)  # TensorStore would read any size
+                read_json_object(file)  # of other JSON TensorStore ends the process, or later
             return [file.parent.name for file in files]
         keys = ts.KvStore.open(self._ocdbt(""), context=self._context).result().list().result()
         suffix = "/.zarray"
