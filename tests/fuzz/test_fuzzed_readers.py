@@ -3,6 +3,9 @@
 `python benchmarks/fuzz.py` goes through more of the same, and through what takes longer.
 """
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +46,37 @@ def test_most_kinds_of_damage_are_noticed(summaries: dict[str, Summary]) -> None
     refused = [name for name, summary in summaries.items() if summary.refused]
     # These are made anew when they are damaged.
     assert set(READERS) - set(refused) == {"index_cache", "preprocess_state", "run_folder"}
+
+
+_FORBIDDEN = """
+import json, os, socket, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from worker import Watch
+allowed, elsewhere = Path("allowed"), Path("elsewhere")
+allowed.mkdir()
+watch = Watch()
+with watch.over(allowed.absolute()):
+    (allowed / "a").write_text("a")
+    silent = list(watch.wrongs)
+    elsewhere.write_text("b")
+    elsewhere.rename("moved")
+    os.system("true")
+    try:
+        socket.create_connection(("127.0.0.1", 9), 0.1)
+    except OSError:
+        pass
+print(json.dumps([silent, watch.wrongs]))
+"""
+
+
+def test_what_is_forbidden_is_heard(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", _FORBIDDEN, str(Path(__file__).parent)]
+    told = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    silent, heard = json.loads(told)
+    assert silent == []
+    assert {words.split()[0] for words in heard} >= {"write", "os.rename", "os.system"}
+    assert any(words.startswith("socket.") for words in heard)
 
 
 @pytest.mark.slow
