@@ -50,3 +50,12 @@ def test_text_must_be_utf_8(tmp_path: Path) -> None:
     path.write_bytes(b"ab\xff")
     with pytest.raises(UserError, match=r"a\.txt: is not UTF-8 at byte 2"):
         read_text(path)
+
+
+def test_a_message_of_pages_is_cut_in_its_middle() -> None:
+    short, long = "config.json: x" * 10, f"config.json: x={'y' * 20_000}; write another"
+    assert str(UserError(short)) == short
+    cut = str(UserError(long))
+    assert cut.startswith("config.json: x=yyy")
+    assert cut.endswith("yyy; write another")
+    assert len(cut) < 4000

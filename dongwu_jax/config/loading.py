@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +19,7 @@ Settings = dict[str, Any]
 _LARGEST_FILE = 1 << 20  # bytes
 _MOST_VALUES = 100_000
 _MOST_BITS = 64
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _MOST_PROBLEMS = 20
 _LONGEST_VALUE = 100  # characters
 
@@ -58,8 +60,8 @@ def parse_config(settings: Settings, source: str) -> RunConfig:
     Raises:
         UserError: naming `source`, the field, the value and the fix.
     """
-    if too_long := _too_long_number(settings):
-        raise UserError(f"{source}: {too_long}: has more than {_MOST_BITS} bits")
+    if problem := _impossible_value(settings):
+        raise UserError(f"{source}: {problem}")
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
@@ -131,16 +133,19 @@ def _too_large(value: Any) -> bool:
     return visited > _MOST_VALUES
 
 
-def _too_long_number(value: Any, name: str = "") -> str | None:
-    """A setting whose number is too long to be a size or a count, and to be computed with."""
+def _impossible_value(value: Any, name: str = "") -> str | None:
+    """A setting that no field can hold, whatever its kind, and what is wrong with it."""
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
-        return f"{name}={_shown(value)}"
+        return f"{name}={_shown(value)}: has more than {_MOST_BITS} bits"
+    if isinstance(value, str) and _HALF_CHARACTER.search(value):
+        return f"{name}={_shown(value)}: holds half of a surrogate pair, which is no character"
     if isinstance(value, dict | list):
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         found = (
-            _too_long_number(entry, f"{name}.{key}" if name else str(key)) for key, entry in entries
+            _impossible_value(entry, f"{name}.{key}" if name else str(key))
+            for key, entry in entries
         )
-        return next((place for place in found if place), None)
+        return next((problem for problem in found if problem), None)
     return None
 
 

@@ -45,7 +45,7 @@ def expand_inputs(patterns: Iterable[str]) -> list[Path]:
     """The files that paths and glob patterns name: patterns in order, their matches sorted.
 
     Raises:
-        UserError: a pattern matches nothing, or a file is named twice.
+        UserError: a pattern matches nothing, or a folder, or a file is named twice.
     """
     files: list[Path] = []
     for pattern in patterns:
@@ -54,6 +54,8 @@ def expand_inputs(patterns: Iterable[str]) -> list[Path]:
         if not matches:
             raise UserError(f"{pattern}: no such file, and no file matches it")
         for match in matches:
+            if not match.exists():
+                raise UserError(f"{match}: is a link to a file that is not there")
             if match.is_dir():
                 raise UserError(f"{match}: is a folder; name its files, e.g. '{match}/*.jsonl'")
             if match in files:

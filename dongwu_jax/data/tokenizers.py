@@ -76,11 +76,12 @@ class HuggingFaceTokenizer:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        content = read_small_file(self.path)
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(read_small_file(self.path))
-        except UserError:
-            raise
-        except Exception as error:  # the library raises plain Exception
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        except BaseException as error:
+            if not isinstance(error, Exception) and not _is_panic(error):
+                raise
             raise UserError(f"{path}: is not a Hugging Face tokenizer: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -123,9 +124,8 @@ class HuggingFaceTokenizer:
         try:
             return self._tokenizer.encode(text, add_special_tokens=with_special)
         except BaseException as error:
-            # Of files that contradict themselves the library raises plain Exception, or its own
-            # PanicException, which is no Exception and which it does not export.
-            if type(error) is not Exception and type(error).__name__ != "PanicException":
+            # Else the library raises plain Exception for a file that contradicts itself.
+            if type(error) is not Exception and not _is_panic(error):
                 raise
             raise UserError(f"{self.path}: is damaged: it fails on a text: {error}") from None
 
@@ -268,6 +268,11 @@ def _special_tokens(folder: Path) -> dict[str, Any]:
         content = read_json_object(file)
         special |= {key: value for key, value in content.items() if value is not None}
     return special
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether the library failed in itself: its class for that is no Exception, nor exported."""
+    return type(error).__name__ == "PanicException"
 
 
 def _id_or_none(token_id: int) -> int | None:

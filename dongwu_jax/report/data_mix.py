@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from dongwu_jax.report.json_lines import number
+from dongwu_jax.report.json_lines import number, record, records
 from dongwu_jax.report.sessions import Session
 
 
@@ -32,12 +32,10 @@ class DatasetUse:
 
 def data_mix(sessions: Sequence[Session], config: dict[str, Any]) -> list[DatasetUse]:
     """The datasets of the present blend; of an old run only what its configuration names."""
-    data = config.get("data", {})
-    blend = data.get("blend") or []
-    recorded = sessions[-1].start.get("blend") if sessions else None
-    if not isinstance(recorded, list) or not all(isinstance(entry, dict) for entry in recorded):
-        recorded = []
-    names = [str(entry.get("prefix")) for entry in blend if isinstance(entry, dict)]
+    data = record(config.get("data"))
+    blend = records(data.get("blend"))
+    recorded = records(sessions[-1].start.get("blend")) if sessions else []
+    names = [str(entry.get("prefix")) for entry in blend]
     if len(recorded) != len(names):
         recorded = [{}] * len(names)
     weights = [number(entry.get("weight"), 0) for entry in recorded]

@@ -1,5 +1,6 @@
 """Files of one JSON object a line, as a run that may be killed at any moment leaves them."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,28 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
         with path.open("rb") as file:
             for line in iter(lambda: file.readline(_LONGEST_LINE), b""):
                 try:
-                    record = orjson.loads(line)
+                    value = orjson.loads(line)
                 except orjson.JSONDecodeError:
                     continue
-                if isinstance(record, dict):
-                    yield record
+                if isinstance(value, dict):
+                    yield value
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def number(value: Any, otherwise: float = float("nan")) -> float:
-    """A field of a record as a number; whatever is none counts as absent."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    """A field of a record as a finite number; whatever is none counts as absent."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return otherwise
+
+
+def record(value: Any) -> dict[str, Any]:
+    """A field of a record that is a record itself; whatever is none counts as an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def records(value: Any) -> list[dict[str, Any]]:
+    """A field that is a list of records; whatever is none counts as an empty list."""
+    whole = isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+    return value if whole else []

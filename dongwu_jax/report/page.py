@@ -27,6 +27,7 @@ from dongwu_jax.report.goodput import (
     totals,
 )
 from dongwu_jax.report.hosts import host_times
+from dongwu_jax.report.json_lines import record
 from dongwu_jax.report.profile_table import profile_tables
 from dongwu_jax.report.restarts import Start, list_starts
 from dongwu_jax.report.run_folder import RunFolder
@@ -88,7 +89,7 @@ def _context(run: RunFolder) -> Context:
         "start_kinds": [_KIND_NAMES[kind] for kind in _START_KINDS],
         "anomalies": anomalies,
         "mix": _mix(run),
-        "chat": run.config.get("data", {}).get("format") == "chat",
+        "chat": record(run.config.get("data")).get("format") == "chat",
         "perplexities": run.perplexities,
         "perplexity_rows": _perplexity_rows(run),
         "hosts": _hosts(run),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dongwu_jax.report.json_lines import number
+from dongwu_jax.report.json_lines import number, record
 from dongwu_jax.report.metrics import Metrics
 
 Event = dict[str, Any]
@@ -45,8 +45,7 @@ class Session:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved run."""
-        config = self.start.get("config")
-        return config if isinstance(config, dict) else {}
+        return record(self.start.get("config"))
 
     @property
     def end(self) -> Event | None:

@@ -13,7 +13,7 @@ from dongwu_jax.errors import UserError
 from dongwu_jax.report import figures
 from dongwu_jax.report.curves import smooth
 from dongwu_jax.report.goodput import Interval, goodput, totals
-from dongwu_jax.report.json_lines import number
+from dongwu_jax.report.json_lines import number, record
 from dongwu_jax.report.metrics import Metrics
 from dongwu_jax.report.run_folder import RunFolder
 
@@ -63,30 +63,30 @@ def total_steps(run: RunFolder) -> int:
 
 def tokens_per_step(config: dict[str, Any]) -> float:
     """Batch times length; 0 if not known."""
-    batch = number(config.get("training", {}).get("global_batch_size"), 0)
-    return batch * number(config.get("data", {}).get("sequence_length"), 0)
+    batch = number(record(config.get("training")).get("global_batch_size"), 0)
+    return batch * number(record(config.get("data")).get("sequence_length"), 0)
 
 
 def head_facts(run: RunFolder) -> list[tuple[str, str]]:
     """What the run is, by name; what is not known is left out."""
     facts: list[tuple[str, str]] = []
-    model = run.config.get("model", {})
+    model = record(run.config.get("model"))
     if run.sessions:
         start = run.sessions[-1].start
         facts.append(("model", _model(number(start.get("parameters"), 0), model)))
-        devices = start.get("devices") or {}
+        devices = record(start.get("devices"))
         processes = int(number(devices.get("processes"), 1))
         where = f", {processes} processes" if processes > 1 else ""
         facts.append(("devices", f"{devices.get('count')} × {devices.get('kind')}{where}"))
         facts.append(("began", f"{figures.moment(run.sessions[0].began)} UTC"))
         facts.append(("last sign", f"{figures.moment(run.sessions[-1].ended)} UTC"))
-        versions = start.get("versions") or {}
+        versions = record(start.get("versions"))
         told = (f"{name} {versions[name]}" for name in ("dongwu_jax", "jax") if name in versions)
         facts.append(("software", ", ".join(told)))
     elif model:
         facts.append(("model", _model(0, model)))
-    batch = run.config.get("training", {}).get("global_batch_size")
-    length = run.config.get("data", {}).get("sequence_length")
+    batch = record(run.config.get("training")).get("global_batch_size")
+    length = record(run.config.get("data")).get("sequence_length")
     if isinstance(batch, int) and isinstance(length, int):
         facts.append(("batch", f"{batch:,} sequences of {length:,} tokens"))
     return facts

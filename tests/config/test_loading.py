@@ -81,6 +81,15 @@ def test_bad_files(tmp_path, text, message):
         load_config(write(tmp_path / "run.yaml", text))
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(1 << 80, "has more than 64 bits"), ("a\ud800", "half of a surrogate pair")],
+)
+def test_values_that_no_field_can_hold(value, message):
+    with pytest.raises(UserError, match=f"run.yaml: logging.directory=.*{message}"):
+        parse_config({"logging": {"directory": value}}, source="run.yaml")
+
+
 @pytest.mark.parametrize("override", ["model.num_layers", "=3", "model..x=1", "model.x=[1"])
 def test_bad_overrides(tmp_path, override):
     with pytest.raises(UserError, match="override"):

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 
 import format_mutations as formats
@@ -54,7 +55,7 @@ def _mutate_file(path: Path, draw: random.Random, cheap: bool) -> str:
 _NOT_OF_THE_FORMAT = (
     *(ValueError, KeyError, IndexError, EOFError, OSError, OverflowError, AttributeError),
     *(RecursionError, zipfile.BadZipFile, zstandard.ZstdError, NotImplementedError),
-    *(yaml.YAMLError, DecodeError, TypeError),
+    *(yaml.YAMLError, DecodeError, TypeError, zlib.error),
 )
 
 

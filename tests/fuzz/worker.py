@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 ADDRESS_SPACE_BYTES = 6 << 30
 SLOW_SECONDS = 60.0
-_LONGEST_MESSAGE = 6000
+_LONGEST_MESSAGE = 4000
 _RUNNING = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn")
 _CONNECTING = ("socket.connect", "socket.bind", "socket.getaddrinfo", "urllib.Request")
 _CHANGING = (

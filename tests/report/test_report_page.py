@@ -137,6 +137,16 @@ def test_a_run_that_has_not_done_a_step(tmp_path):
     assert "No step has been reported yet" in make_page(clock.write())
 
 
+@pytest.mark.parametrize("field", ["config", "blend", "devices", "versions", "steps", "began"])
+@pytest.mark.parametrize("value", [3.5, "x", [1], {"data": [1], "model": "x", "training": 2}])
+def test_a_record_of_another_kind_counts_as_absent(tmp_path, field, value):
+    clock = Clock(tmp_path)
+    clock.start(0, loading=1, compiling=1)
+    clock.events[0][field] = value
+    clock.train(1, 5)
+    assert len(chart_data(make_page(clock.write()))["curves"]) > 0
+
+
 def test_200000_lines_give_a_small_page_that_keeps_the_extremes(tmp_path):
     noise = np.random.default_rng(0).random(200_000).tolist()
     noise[123_456] = 99.0
