@@ -74,7 +74,7 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"checkpoint.directory={self.directory}: {error}") from None
         self._saving: int | None = None
-        self._failed: list[int | None] = []
+        self._failed: set[int | None] = set()
         self._completing = threading.Thread()
 
     @property
@@ -97,8 +97,8 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        self._remove_unfinished()  # again: threads may still have written when the step failed
-        self._failed.clear()
+        self._remove_unfinished()
+        self._failed.discard(step)
         with self._writing(step):
             self._manager.save(
                 step,
@@ -167,6 +167,7 @@ class Checkpoints:
         """
         with self._writing(self._saving):
             self._manager.wait_until_finished()
+        self._remove_unfinished()
         self._join()
 
     def close(self) -> None:
@@ -177,6 +178,7 @@ class Checkpoints:
         """
         with self._writing(self._saving):
             self._manager.close()
+        self._remove_unfinished()
         self._join()
 
     @contextmanager
@@ -191,7 +193,7 @@ class Checkpoints:
             yield
         except Exception as error:
             problem = storage_problem(error)
-            self._failed.append(step)
+            self._failed.add(step)
             self._remove_unfinished()
             raise UserError(
                 f"{self.directory}: the checkpoint of step {step} could not be written: {problem}; "
@@ -200,7 +202,10 @@ class Checkpoints:
             ) from None
 
     def _remove_unfinished(self) -> None:
-        """Remove what is left of steps that could not be written."""
+        """Remove what is left of steps that could not be written.
+
+        More than once: threads may still write when the step has failed.
+        """
         if jax.process_index() == 0:
             for step in self._failed:
                 for unfinished in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
