@@ -2,29 +2,62 @@
 
 import argparse
 import logging
+import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 
 from rich.console import Console
 from rich.logging import RichHandler
 
+from dongwu_jax import exit_codes
 from dongwu_jax.errors import UserError
 
+_READER_IS_GONE = exit_codes.BY_SIGNAL + signal.SIGPIPE
 _CHATTY_LIBRARIES = ("absl", "jax", "orbax", "grain", "lm_eval", "datasets", "matplotlib")
 
 
 def run_command_line(main: Callable[[], int | None]) -> None:
     """Run `main` and exit: 0 on success, one clear line on a `UserError` and its exit code (1),
-    130 on Ctrl-C."""
+    130 on Ctrl-C; when the reader of our output goes away (`| head`), quietly as by SIGPIPE."""
     _configure_logging()
+    code = _exit_code(main)
     try:
-        sys.exit(main())
+        if sys.stdout is not None:  # closed by the shell: >&-
+            sys.stdout.flush()
+    except OSError as error:
+        code = _READER_IS_GONE
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
+            code = exit_codes.FAILED
+        # What is left in the buffer would be tried again, and complained of, on the way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def _exit_code(main: Callable[[], int | None]) -> int | str | None:
+    try:
+        return main()
+    except SystemExit as end:  # argparse's, after --help or a misspelt flag
+        return end.code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        return exit_codes.INTERRUPTED
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise  # of another pipe
+        return _READER_IS_GONE
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _configure_logging() -> None:

@@ -56,10 +56,10 @@ def _perplexity(options: argparse.Namespace) -> None:
         with token_bar(f"length {task.length}", task.spans.num_scored) as advance:
             results.append(as_record(measure(scorer, stream, task, advance)))
     about = _about(scorer, options) | {"data": str(options.data)}
-    _print(about)
-    show(results)
     if options.json is not None:
         write_json_file(options.json, about | {"results": results})
+    _print(about)
+    show(results)
     if options.png is not None:
         title = f"{options.model.name} on {options.data.name}, protocol {options.protocol}"
         draw_perplexity(options.png, title, results)
@@ -84,10 +84,10 @@ def _passkey(options: argparse.Namespace) -> None:
     with token_bar("pass keys", sum(len(case.tokens) for case in cases)) as advance:
         results = measure(scorer, cases, advance)
     about = _about(scorer, options) | {"language": options.language, "seed": str(options.seed)}
-    _print(about)
-    show(results)
     if options.json is not None:
         write_json_file(options.json, about | {"results": list(map(as_record, results))})
+    _print(about)
+    show(results)
     if options.png is not None:
         draw(options.png, f"pass keys ({options.language}), {options.model.name}", results)
 
@@ -112,10 +112,10 @@ def _harness(options: argparse.Namespace) -> None:
         max_length=options.max_length,
     )
     about = _about(scorer, options)
-    _print(about)
-    show(results)
     if options.json is not None:
         write_json_file(options.json, about | as_record(results))
+    _print(about)
+    show(results)
 
 
 def _compare(options: argparse.Namespace) -> None:

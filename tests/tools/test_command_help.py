@@ -1,14 +1,20 @@
 """Every command teaches: an example, and a sentence for every flag."""
 
 import argparse
+import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import IO
 
 import pytest
-from command_lines import exit_code, load_tool
+from command_lines import TOOLS, exit_code, load_tool
 
-from dongwu_jax import generate, train
+from dongwu_jax import exit_codes, generate, train
 from dongwu_jax.plan import __main__ as plan
 
 COMMANDS = {
@@ -87,3 +93,32 @@ def test_the_example_only_uses_flags_that_exist(
 def test_an_unknown_flag_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(COMMANDS[name], "--no-such-flag", "1") == 2
     assert "error: " in capsys.readouterr().err
+
+
+def _run(output: IO, *command: str, unbuffered: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command],
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=TOOLS.parent,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_error(unbuffered: str) -> None:
+    """As in `--help-config | grep -q`: the exit code is that of a process ended by SIGPIPE."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as nobody:
+        ended = _run(nobody, "-m", "dongwu_jax.train", "--help-config", unbuffered=unbuffered)
+    assert ended.stderr == ""
+    assert ended.returncode == exit_codes.BY_SIGNAL + signal.SIGPIPE
+
+
+def test_output_that_cannot_be_written_is_one_error() -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = _run(full, "tools/convert.py", "--help")
+    assert ended.stderr == "error: the output cannot be written: No space left on device\n"
+    assert ended.returncode == exit_codes.FAILED
