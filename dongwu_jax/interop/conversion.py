@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from dongwu_jax.data.tokenizers import load_fitting_tokenizer
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.atomic_folder import check_free, new_folder
+from dongwu_jax.interop.hf import HuggingFaceSource
 from dongwu_jax.interop.hf_export import DEFAULT_SHARD_BYTES, HuggingFaceTarget
 from dongwu_jax.interop.megatron.distributed_export import TorchDistTarget
 from dongwu_jax.interop.megatron.export import MegatronTarget
@@ -48,9 +49,9 @@ def make_target(source: ModelSource, options: TargetOptions) -> ModelTarget:
 
     Raises:
         UserError: the tokenizer belongs to another model, the dtype cannot be written, or the
-            files cannot hold quantized weights.
+            files cannot hold quantized weights, or the source's are quantized already.
     """
-    _check_quantize(options)
+    _check_quantize(source, options)
     config, dtype = source.config, options.dtype or source.dtype
     if dtype not in DTYPES:
         raise UserError(f"the weights are stored as {dtype}; choose {' or '.join(DTYPES)} to write")
@@ -154,9 +155,15 @@ def check_folder(folder: Path, target: ModelTarget, overwrite: bool) -> None:
         )
 
 
-def _check_quantize(options: TargetOptions) -> None:
+def _check_quantize(source: ModelSource, options: TargetOptions) -> None:
     if options.quantize is None:
         return
+    if isinstance(source, HuggingFaceSource) and source.quantization is not None:
+        raise UserError(
+            f"--quantize {options.quantize}: {source.path} is quantized already "
+            f"({source.quantization}), and its weights would be rounded twice; quantize the model "
+            "that it was made from"
+        )
     if options.format != "hf":
         raise UserError(
             f"--quantize {options.quantize} is for --to-format hf, and {options.format} has no "

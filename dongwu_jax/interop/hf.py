@@ -29,6 +29,9 @@ class HuggingFaceSource:
     """A Llama in a Hugging Face folder, complete and of the right shapes.
 
     Quantized weights are read as the products of values and scales, in float32.
+
+    Attributes:
+        quantization: of the stored weights; None: they are not quantized.
     """
 
     format = "hf"
@@ -44,13 +47,13 @@ class HuggingFaceSource:
         self.path = path
         fields = read_json_object(path / "config.json")
         self.config = parse_hugging_face_config(fields, path / "config.json")
-        quantization = read_quantization_config(fields, path / "config.json")
+        self.quantization = read_quantization_config(fields, path / "config.json")
         self._tensors = {tensor.name: tensor for tensor in model_tensors(self.config)}
         files = _weight_files(path)
         self._in_files, self._places = _read_files(files)
         self._stored = self._in_files
-        if quantization is not None:
-            self._stored = with_scales(self._in_files, self._places, quantization)
+        if self.quantization is not None:
+            self._stored = with_scales(self._in_files, self._places, self.quantization)
         self._check_tensors()
         kind = "safetensors" if files[0].suffix == ".safetensors" else "torch"
         count = f"{len(files)} {kind} {'file' if len(files) == 1 else 'files'}"
@@ -60,10 +63,10 @@ class HuggingFaceSource:
         self.notes = mixed_dtype_notes(
             tensor.dtype for tensor in stored if not isinstance(tensor, QuantizedTensor)
         )
-        if quantization is not None:
-            self.description += f", {quantization} (compressed-tensors)"
+        if self.quantization is not None:
+            self.description += f", {self.quantization} (compressed-tensors)"
             self.notes.append(
-                f"{quantization} weights are read as float32, value times scale; activations, "
+                f"{self.quantization} weights are read as float32, value times scale; activations, "
                 "which vLLM quantizes too, are not quantized here"
             )
 

@@ -23,14 +23,17 @@ def open_source(path: Path | str, base_weights: Path | None = None) -> ModelSour
 
     Args:
         base_weights: the model that adapters in `path` were trained on, if it is not where the run
-            found it; not needed for any other kind of source.
+            found it.
 
     Raises:
-        UserError: there is no model at `path`, or it is damaged or unsupported.
+        UserError: there is no model at `path`, or it is damaged or unsupported; or `base_weights`
+            is given, and it holds no adapters.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
+    if base_weights is not None and not is_checkpoint(path):
+        raise _no_adapters(path, base_weights)
     if path.is_file() and path.suffix == ".gguf":
         return GgufSource(path)
     if is_hugging_face_folder(path) and not is_megatron_checkpoint(path):
@@ -57,9 +60,18 @@ def _open_checkpoint(path: Path, base_weights: Path | None) -> ModelSource:
 
     weights = WeightReader(path)
     if not weights.run.lora.rank:
+        if base_weights is not None:
+            raise _no_adapters(path, base_weights)
         return CheckpointSource(path, weights)
     origin = base_weights_of(weights.run, path, base_weights)
     return MergedSource(path, weights, open_source(origin), origin)
+
+
+def _no_adapters(path: Path, base_weights: Path) -> UserError:
+    return UserError(
+        f"--base-weights {base_weights}: {path} holds no adapters, but weights of its own; leave "
+        "the flag out"
+    )
 
 
 _FILES_OF_MODELS = re.compile(

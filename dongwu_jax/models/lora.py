@@ -15,6 +15,7 @@ from jax.nn.initializers import Initializer, zeros
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.config.lora import LoraConfig
+from dongwu_jax.errors import UserError
 from dongwu_jax.models.adapted_weight import AdaptedWeight, adapter_axes, input_dims
 from dongwu_jax.models.parameters import (
     Parameters,
@@ -35,7 +36,11 @@ class _Declaration:
 
 
 def abstract_adapters(model: ModelConfig, lora: LoraConfig) -> Parameters:
-    """Shapes and dtypes (float32) of all adapters."""
+    """Shapes and dtypes (float32) of all adapters.
+
+    Raises:
+        UserError: `lora.rank` is above the smaller dimension of a target.
+    """
     return parameter_tree(
         {
             name: jax.ShapeDtypeStruct(declared.shape, jnp.float32)
@@ -91,6 +96,7 @@ def _declarations(model: ModelConfig, lora: LoraConfig) -> dict[str, _Declaratio
     declared = {}
     for name in target_names(model, lora):
         shape, inputs = shapes[name].shape, input_dims(axes[name])
+        _check_rank(lora.rank, name, math.prod(shape[:inputs]), math.prod(shape[inputs:]))
         down_axes, up_axes = adapter_axes(axes[name])
         limit = 1 / math.sqrt(math.prod(shape[:inputs]))
         declared[f"{name}.down"] = _Declaration(
@@ -98,6 +104,15 @@ def _declarations(model: ModelConfig, lora: LoraConfig) -> dict[str, _Declaratio
         )
         declared[f"{name}.up"] = _Declaration((lora.rank, *shape[inputs:]), up_axes, zeros)
     return declared
+
+
+def _check_rank(rank: int, name: str, inputs: int, outputs: int) -> None:
+    if rank > min(inputs, outputs):
+        raise UserError(
+            f"lora.rank={rank} is above the largest rank of {name}, a matrix of {inputs} x "
+            f"{outputs}; lower it to at most {min(inputs, outputs)}, or leave "
+            f"{name.rpartition('.')[2]} out of lora.targets"
+        )
 
 
 @functools.lru_cache(maxsize=8)

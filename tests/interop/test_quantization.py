@@ -282,6 +282,12 @@ def test_torch_files_are_refused(tmp_path):
         make_target(source, TargetOptions("hf", weights="bin", quantize="fp8"))
 
 
+def test_a_quantized_model_is_not_quantized_again(tmp_path):
+    _, folder = _exported(tmp_path, quantize="fp8")
+    with pytest.raises(UserError, match=r"--quantize int8: .* is quantized already \(fp8\)"):
+        make_target(open_source(folder), TargetOptions("hf", quantize="int8"))
+
+
 def test_a_model_that_is_not_finite_leaves_nothing(tmp_path):
     model = random_llama()
     model.model.layers[1].mlp.up_proj.weight.data[5, 7] = float("nan")

@@ -10,10 +10,12 @@ import pytest
 from runs import run_config
 
 from dongwu_jax.config import parse_config
+from dongwu_jax.config.lora import LoraConfig
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.conversion import TargetOptions, convert, make_target
 from dongwu_jax.interop.initial_weights import resolve_initial_weights
 from dongwu_jax.interop.sources import open_source
+from dongwu_jax.models.lora import abstract_adapters
 from dongwu_jax.models.parameters import named_parameters
 from dongwu_jax.training.batches import BatchLayout
 from dongwu_jax.training.stored_weights import WeightReader
@@ -250,6 +252,22 @@ def test_a_base_that_is_gone_is_named(folder, tmp_path, monkeypatch):
     shutil.rmtree(folder / "gone")
     with pytest.raises(UserError, match="holds adapters alone, .*gone; .*--base-weights"):
         open_source(trainer.checkpoints.directory)
+
+
+@pytest.mark.parametrize("whole", ["hf", "base"])
+def test_weights_beneath_a_whole_model_are_refused(folder, whole):
+    with pytest.raises(UserError, match=rf"--base-weights .*other: .*{whole} holds no adapters"):
+        open_source(folder / whole, base_weights=folder / "other")
+
+
+def test_a_rank_above_a_matrix_is_refused(folder):
+    model = resolve_initial_weights(run_config(folder, model=GROUPED))[0].model
+    largest = model.kv_heads * model.width_per_head
+    assert largest < model.hidden_size
+    abstract_adapters(model, LoraConfig(rank=largest))
+    message = rf"lora.rank={largest + 1} is above .*layers.0.*k_proj.*at most {largest}"
+    with pytest.raises(UserError, match=message):
+        abstract_adapters(model, LoraConfig(rank=largest + 1, targets=("q_proj", "k_proj")))
 
 
 def test_a_model_without_adapters_has_none_to_export(folder, tmp_path):
