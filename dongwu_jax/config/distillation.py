@@ -28,22 +28,24 @@ class DistillationConfig(Section):
     )
     temperature: Annotated[float, Field(ge=0.1, le=100)] = Field(
         1.0,
-        description="by which both models' logits are divided; the divergence is multiplied by its "
-        "square, so that gradients keep their size",
+        description="what both models' logits are divided by, above 1 to learn more from unlikely "
+        "tokens; the divergence is multiplied by its square, so that gradients keep "
+        "their size",
     )
     weight: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0,
-        description="share of the divergence in the loss; the rest is next-token cross entropy",
+        description="share of the divergence in the loss; the rest is next-token cross entropy with"
+        " the text",
     )
     hidden_weight: NonNegativeFloat = Field(
         0.0,
-        description="added to the loss: so much times 1 - cos between the last hidden states, the "
-        "student's after a learned projection to the teacher's width",
+        description="this many times 1 - cos between the last hidden states, the student's after a "
+        "learned projection to the teacher's width, is added to the loss; 0: nothing",
     )
     sharding_rules: dict[str, list[str] | str | None] = Field(
         default_factory=dict,
-        description="how the mesh splits the teacher's weights, where it shall differ from "
-        "sharding.rules, e.g. {embed: null} for a whole copy on each device",
+        description="the teacher's own sharding.rules, where its weights shall lie otherwise than "
+        "the student's, e.g. {embed: null} for a whole copy on each device",
     )
 
     @model_validator(mode="after")

@@ -17,7 +17,8 @@ class LoraConfig(Section):
     """
 
     rank: PositiveInt | None = Field(
-        None, description="inner width of the adapters; null: train all weights"
+        None,
+        description="inner width of the adapters, e.g. 16; null: no adapters, train all weights",
     )
     alpha: PositiveFloat = Field(
         32.0, description="strength: what the adapters add is multiplied by alpha / rank"

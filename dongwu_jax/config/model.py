@@ -9,7 +9,7 @@ from dongwu_jax.config.section import Section
 class ModelConfig(Section):
     """The architecture: a Llama decoder."""
 
-    vocab_size: PositiveInt = Field(32000, description="number of tokens the tokenizer knows")
+    vocab_size: PositiveInt = Field(32000, description="number of tokens that the tokenizer knows")
     padded_vocab_size: PositiveInt | None = Field(
         None,
         description="rows of the embedding and the head; null: vocab_size. Megatron pads to a "
@@ -31,22 +31,37 @@ class ModelConfig(Section):
         None, description="width of one head; null: hidden_size / num_heads"
     )
     max_position_embeddings: PositiveInt = Field(
-        4096, description="longest sequence the model is meant for; bounds data.sequence_length"
+        4096,
+        description="longest sequence the model is meant for, in tokens; bounds "
+        "data.sequence_length",
     )
-    rms_norm_eps: PositiveFloat = Field(1e-5, description="epsilon of every RMSNorm")
-    rope_theta: PositiveFloat = Field(10000.0, description="base of the rotary frequencies")
-    rope_scaling: RopeScaling | None = Field(None, description="context extension; null: none")
+    rms_norm_eps: PositiveFloat = Field(
+        1e-5, description="added to the mean square in every RMSNorm"
+    )
+    rope_theta: PositiveFloat = Field(
+        10000.0,
+        description="base of the rotary frequencies; of a trained model, the one that it was "
+        "trained with",
+    )
+    rope_scaling: RopeScaling | None = Field(
+        None,
+        description="stretches positions to a context longer than the model was trained on; null: "
+        "none",
+    )
     tie_word_embeddings: bool = Field(
         False, description="use the embedding matrix as the output head"
     )
-    qkv_bias: bool = Field(False, description="add a bias to query, key and value projections")
+    qkv_bias: bool = Field(
+        False, description="add a bias to query, key and value projections, as Qwen2 has"
+    )
     initializer_range: PositiveFloat = Field(
         0.02, description="standard deviation of freshly initialised weights"
     )
     teacher_hidden_size: PositiveInt | None = Field(
         None,
-        description="width of a teacher's hidden states, to which this model's are projected while "
-        "it learns; filled in with distillation.hidden_weight, and no part of exports",
+        description="leave it out: it is filled in where distillation.hidden_weight is set. Width "
+        "of a teacher's hidden states, to which this model's are projected while it "
+        "learns; no part of exports",
     )
 
     @model_validator(mode="after")

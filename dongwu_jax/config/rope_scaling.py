@@ -26,20 +26,33 @@ class RopeScaling(Section):
         "max_position_embeddings / factor",
     )
     beta_fast: PositiveFloat = Field(
-        32.0, description="yarn: a pair that turns more often in the original length is kept"
+        32.0,
+        description="yarn: a frequency pair with more turns than this within the original length is"
+        " kept",
     )
     beta_slow: PositiveFloat = Field(
-        1.0, description="yarn: a pair that turns less often in the original length is divided"
+        1.0,
+        description="yarn: a frequency pair with fewer turns than this within the original length "
+        "is divided by `factor`",
     )
-    truncate: bool = Field(True, description="yarn: round the bounds between pairs outwards")
+    truncate: bool = Field(
+        True,
+        description="yarn: round the bounds between kept, mixed and divided pairs outwards to whole"
+        " pairs",
+    )
     attention_factor: PositiveFloat | None = Field(
-        None, description="yarn: factor of query and key each; null: 0.1 ln(factor) + 1"
+        None,
+        description="yarn: what query and key are each multiplied by; null: 0.1 ln(factor) + 1",
     )
     low_freq_factor: PositiveFloat = Field(
-        1.0, description="llama3: a pair that turns less often in the original length is divided"
+        1.0,
+        description="llama3: a frequency pair with fewer turns than this within the original length"
+        " is divided by `factor`",
     )
     high_freq_factor: PositiveFloat = Field(
-        4.0, description="llama3: a pair that turns more often in the original length is kept"
+        4.0,
+        description="llama3: a frequency pair with more turns than this within the original length "
+        "is kept",
     )
 
     OF_TYPE: ClassVar[dict[str, tuple[str, ...]]] = {

@@ -23,18 +23,30 @@ from dongwu_jax.config.section import Section
 class MeshConfig(Section):
     """How devices are arranged. The product of all axes is the number of devices."""
 
-    pipe: PositiveInt = Field(1, description="pipeline stages, each with its share of the layers")
+    pipe: PositiveInt = Field(
+        1,
+        description="number of pipeline stages, each with its share of the layers; for models that "
+        "fit no other way, or slow links",
+    )
     data: int = Field(
-        -1, description="replicas that split the batch; -1: all devices the other axes leave over"
+        -1,
+        description="number of replicas that split the batch, 1 or more; -1: all devices that the "
+        "other axes leave over",
     )
     fsdp: PositiveInt = Field(
-        1, description="shards of parameters, gradients and optimizer state; splits the batch too"
+        1,
+        description="number of shards of parameters, gradients and optimizer state; splits the "
+        "batch too. The first to raise when a model does not fit",
     )
     context: PositiveInt = Field(
-        1, description="shards of the sequence; splits weights as fsdp does"
+        1,
+        description="number of shards of each sequence; splits weights as fsdp does. For long "
+        "sequences",
     )
     tensor: PositiveInt = Field(
-        1, description="shards of heads, feed-forward, vocabulary and, between blocks, the sequence"
+        1,
+        description="number of shards of heads, feed-forward, vocabulary and, between blocks, the "
+        "sequence; up to the GPUs of one host",
     )
 
 
@@ -43,8 +55,8 @@ class ShardingConfig(Section):
 
     rules: dict[str, list[str] | str | None] = Field(
         default_factory=dict,
-        description="overrides of the default rules, e.g. {mlp: [tensor], embed: null}; "
-        "docs/parallelism.md lists the defaults",
+        description="overrides of the default rules, logical axis to mesh axes, e.g. {mlp: "
+        "[tensor], embed: null}; docs/parallelism.md lists the defaults",
     )
     context_attention: Literal["auto", "ulysses", "ring"] = Field(
         "auto",
@@ -81,13 +93,18 @@ class DataConfig(Section):
 
     blend: Blend = Field(
         default_factory=list,
-        description="indexed datasets: a prefix, or a list of {prefix, weight}; `split` divides it",
+        description="indexed datasets (.bin/.idx): a prefix, a list of prefixes, or a list of "
+        "{prefix, weight}; `split` divides each",
     )
     validation_blend: Blend | None = Field(
-        None, description="separate validation datasets; then `blend` is used for training whole"
+        None,
+        description="separate validation datasets, written as `blend` is; then `blend` is used for "
+        "training whole. null: validation is what `split` says",
     )
     split: str = Field(
-        "99,1,0", description="shares of train, validation and test within each dataset of `blend`"
+        "99,1,0",
+        description="relative shares of train, validation and test within each dataset of `blend`, "
+        "by documents",
     )
     format: Literal["text", "chat"] = Field(
         "text",
@@ -96,7 +113,9 @@ class DataConfig(Section):
         "answers only",
     )
     too_long: Literal["drop", "truncate"] = Field(
-        "drop", description="with format=chat: what becomes of a longer one than sequence_length"
+        "drop",
+        description="with format=chat: whether a conversation longer than sequence_length is left "
+        "out or cut at its end",
     )
     order: Literal["epoch", "megatron"] = Field(
         "epoch",
@@ -104,21 +123,29 @@ class DataConfig(Section):
         "megatron: the samples Megatron-LM draws for the same seed, split, blend and length",
     )
     sequence_length: PositiveInt = Field(4096, description="tokens in one sample")
-    seed: NonNegativeInt = Field(1234, description="seed of the sample order")
+    seed: NonNegativeInt = Field(
+        1234,
+        description="seed of the sample order; another one reads the same data in another order",
+    )
     eod_mask_loss: bool = Field(
         False, description="leave out the loss of the token that follows an end-of-document token"
     )
-    eod_token: NonNegativeInt = Field(2, description="id of the end-of-document token")
+    eod_token: NonNegativeInt = Field(
+        2, description="id of the end-of-document token; only eod_mask_loss looks at it"
+    )
     index_cache: Path | None = Field(
         None, description="folder for sample indexes; null: `cache/dongwu_jax` beside the data"
     )
     tokenizer: Path | None = Field(
-        None, description="tokenizer file or folder, kept inside every checkpoint"
+        None,
+        description="tokenizer.model, tokenizer.json, or a folder with one of them, kept in every "
+        "checkpoint and from there in exports; null: none",
     )
     accept_changes: bool = Field(
-        False, description="continue a run although its data differ from the checkpoint's record"
+        False,
+        description="go on with a run although its data differ from what the checkpoint recorded",
     )
-    prefetch: PositiveInt = Field(4, description="batches read ahead of the training step")
+    prefetch: PositiveInt = Field(4, description="global batches read ahead of the training step")
 
 
 class TrainingConfig(Section):
@@ -126,11 +153,16 @@ class TrainingConfig(Section):
 
     duration: Duration = Field(
         Duration(1000, "steps"),
-        description="whole length of the run: steps, or '4.8M samples', or '12B tokens'",
+        description="whole length of the run, from step 0: steps (1000), samples ('4.8M samples') "
+        "or tokens ('12B tokens')",
     )
-    global_batch_size: PositiveInt = Field(256, description="sequences in one optimizer step")
+    global_batch_size: PositiveInt = Field(
+        256, description="sequences in one optimizer step, over all devices"
+    )
     micro_batch_size: PositiveInt = Field(
-        1, description="sequences a data-parallel replica holds at once; the rest is accumulated"
+        1,
+        description="sequences that one replica (one of data x fsdp) holds at once; the rest of the"
+        " global batch is accumulated. Raise it as far as memory goes",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         0, description="seed of freshly initialised weights"
@@ -138,7 +170,7 @@ class TrainingConfig(Section):
     initial_weights: Path | None = Field(
         None,
         description="model to start from (Hugging Face, Meta or Megatron folder, GGUF file or our "
-        "checkpoint); null: fresh weights",
+        "checkpoint); step and optimizer begin anew; null: fresh weights",
     )
     continue_from: Path | None = Field(
         None,
@@ -147,19 +179,21 @@ class TrainingConfig(Section):
     )
     remat: Literal["none", "attention", "qkv_attention", "minimal", "full", "offload"] = Field(
         "none",
-        description="what the backward pass recomputes. none: nothing; minimal: only what is cheap "
-        "(saves every matmul); qkv_attention, attention: save only those; full: whole blocks; "
-        "offload: as attention, in the host's memory (docs/performance.md: when it saves any)",
+        description="what the backward pass recomputes, to save memory. none: nothing; minimal: "
+        "only what is cheap (saves every matmul), where to begin; qkv_attention, "
+        "attention: save only those; full: whole blocks; offload: as attention, in the "
+        "host's memory (docs/performance.md: when it saves any)",
     )
     virtual_stages: PositiveInt = Field(
         1,
-        description="times a micro batch goes round the pipeline: more make the bubble smaller and "
-        "the messages more frequent; pipe x virtual_stages must divide the layers",
+        description="pieces of the layers on every pipeline stage: more make the idle time (bubble)"
+        " smaller and the messages more frequent; pipe x virtual_stages must divide the"
+        " layers",
     )
     pipeline_micro_batches: PositiveInt | None = Field(
         None,
         description="micro batches that are in the pipeline together, a multiple of mesh.pipe; "
-        "null: all of a step. More make the bubble smaller and need more memory",
+        "null: all of a step. More make the idle time smaller and need more memory",
     )
     scan_layers: bool = Field(
         False, description="compile one block and loop over it: compiles faster, runs slower"
@@ -184,17 +218,23 @@ class TrainingConfig(Section):
 class OptimizerConfig(Section):
     """AdamW."""
 
-    learning_rate: PositiveFloat = Field(3e-4, description="peak learning rate")
-    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="decay of the first moment")
+    learning_rate: PositiveFloat = Field(
+        3e-4, description="peak learning rate; `schedule` says how it gets there and falls"
+    )
+    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.9, description="decay of the first moment, the average of gradients"
+    )
     beta2: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.95, description="decay of the second moment"
+        0.95, description="decay of the second moment, the average of their squares"
     )
     epsilon: PositiveFloat = Field(1e-8, description="added to the root of the second moment")
     weight_decay: NonNegativeFloat = Field(
         0.1, description="decoupled decay of matrices; norms and biases are never decayed"
     )
     clip_norm: PositiveFloat | None = Field(
-        1.0, description="largest global gradient norm; null: no clipping"
+        1.0,
+        description="gradients whose norm over all weights is larger are scaled down to this norm; "
+        "null: no clipping",
     )
     first_moment_dtype: Literal["bfloat16", "float32"] = Field(
         "float32",
@@ -207,17 +247,24 @@ class ScheduleConfig(Section):
     """The learning rate over the run."""
 
     type: Literal["constant", "linear", "cosine", "wsd"] = Field(
-        "cosine", description="shape after warm-up; wsd: warm-up, stable, then linear decay"
+        "cosine",
+        description="shape after warm-up. constant: stays at optimizer.learning_rate; linear, "
+        "cosine: falls to min_learning_rate; wsd: stays, then falls linearly at the end"
+        " of the run",
     )
     warmup: Duration = Field(
-        Duration(0, "steps"), description="linear rise from 0: steps, samples or tokens"
+        Duration(0, "steps"),
+        description="length of the linear rise from 0: steps, samples or tokens, as "
+        "training.duration; 0: none",
     )
     decay: Duration | None = Field(
         None,
         description="linear, cosine: length from step 0 to the lowest rate; null: the whole run. "
         "wsd: length of the final decay; null: a tenth of the run",
     )
-    min_learning_rate: NonNegativeFloat = Field(0.0, description="rate at the end of the decay")
+    min_learning_rate: NonNegativeFloat = Field(
+        0.0, description="rate at the end of the decay; constant never reaches it"
+    )
 
 
 class PrecisionConfig(Section):
@@ -236,7 +283,9 @@ class PrecisionConfig(Section):
         "parameter and loses small contributions",
     )
     attention: Literal["auto", "cudnn", "xla"] = Field(
-        "auto", description="attention kernel; auto: cudnn on GPU where it can, else xla"
+        "auto",
+        description="attention kernel; auto: cudnn on GPU where it can, else xla; cudnn is an error"
+        " where it cannot",
     )
     matmul: Literal["compute_dtype", "fp8"] = Field(
         "compute_dtype",
@@ -257,12 +306,14 @@ class CheckpointConfig(Section):
 
     directory: Path = Field(
         Path("runs/default/checkpoints"),
-        description="folder of this run's checkpoints; an existing one is resumed",
+        description="folder of this run's checkpoints; a run that is in it already is resumed",
     )
     interval: PositiveInt = Field(500, description="steps between checkpoints")
-    keep_last: PositiveInt = Field(3, description="newest checkpoints that are kept")
+    keep_last: PositiveInt = Field(3, description="number of newest checkpoints that are kept")
     keep_every: PositiveInt | None = Field(
-        None, description="also keep for ever each checkpoint whose step is a multiple of this"
+        None,
+        description="also keep for ever each checkpoint whose step is a multiple of this; null: "
+        "none",
     )
     asynchronous: bool = Field(True, description="write while training goes on")
 
@@ -294,7 +345,9 @@ class LoggingConfig(Section):
         "attention), V3 as of 2025 (causal attention counted once)",
     )
     peak_tflops: PositiveFloat | None = Field(
-        None, description="dense bf16 peak of one device for MFU; null: looked up by device name"
+        None,
+        description="dense bf16 peak of one device in TFLOP/s, of which MFU is a share; null: "
+        "looked up by device name",
     )
 
 
@@ -302,7 +355,9 @@ class EvaluationConfig(Section):
     """Loss on the validation split during training."""
 
     interval: NonNegativeInt = Field(0, description="steps between evaluations; 0: never")
-    batches: PositiveInt = Field(10, description="global batches in one evaluation")
+    batches: PositiveInt = Field(
+        10, description="global batches of validation data in one evaluation"
+    )
 
 
 class BadStepsConfig(Section):
@@ -310,23 +365,28 @@ class BadStepsConfig(Section):
 
     action: Literal["skip", "rollback", "stop"] = Field(
         "skip",
-        description="such a step is never applied. skip: go on with the next batch; rollback: go "
-        "on with it from the newest checkpoint, without the batches between; stop: end the run "
-        "with exit code 76",
+        description="what follows a bad step, which is never applied. skip: go on with the next "
+        "batch; rollback: the same from the newest checkpoint's weights, the batches between are "
+        "not read again; stop: end the run with exit code 76",
     )
     loss_factor: Annotated[float, Field(gt=1)] | None = Field(
         None,
-        description="bad, too, is a loss above this many times the median of recent steps; null: "
-        "none that is finite",
+        description="a loss above this many times the median of recent steps is bad, too; null: "
+        "only one that is not finite",
     )
     gradient_norm_factor: Annotated[float, Field(gt=1)] | None = Field(
-        None, description="the same for the gradient norm before clipping"
+        None,
+        description="the same for the gradient norm before clipping; null: only one that is not "
+        "finite",
     )
     window: PositiveInt = Field(
-        100, description="applied steps that the median is of; before, no finite number is bad"
+        100,
+        description="number of applied steps that the median is taken of; before there are so many,"
+        " no finite number is bad",
     )
     most_in_a_row: PositiveInt = Field(
-        5, description="so many bad steps in a row end the run with exit code 76"
+        5,
+        description="so many bad steps in a row end the run with exit code 76, whatever the action",
     )
     recompute: bool = Field(
         True,
@@ -340,17 +400,18 @@ class GuardsConfig(Section):
 
     hang_timeout_factor: NonNegativeFloat = Field(
         10.0,
-        description="a step that takes more than this many times the median is a hang: the stacks "
-        "of all threads are written and the process exits with code 124; 0: never",
+        description="a step that takes more than this many times the median step is a hang: the "
+        "stacks of all threads are written and the process exits with code 124; 0: "
+        "never",
     )
     hang_timeout_min_seconds: PositiveFloat = Field(
-        300.0, le=864_000.0, description="no step is a hang before it has taken this long"
+        300.0, le=864_000.0, description="no step is a hang before it has taken so many seconds"
     )
     hang_timeout_pause_seconds: PositiveFloat = Field(
         3600.0,
         le=864_000.0,  # ten days; the clocks that wait for it take no number at will
-        description="limit of all that is no ordinary step: loading, compiling with the first "
-        "step, an evaluation, saving a checkpoint",
+        description="limit, in seconds, of all that is no ordinary step: loading, compiling with "
+        "the first step, an evaluation, saving a checkpoint",
     )
     straggler_share: NonNegativeFloat = Field(
         0.2,
