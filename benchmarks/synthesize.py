@@ -25,12 +25,12 @@ from typing import Any
 
 from dongwu_jax.command_line import positive_int, run_command_line
 from dongwu_jax.data.jsonl import expand_inputs
-from dongwu_jax.distill.cutting import TextCutter
-from dongwu_jax.distill.generators import EngineMeans
-from dongwu_jax.distill.parts import documents_of, plan_parts, source_names
-from dongwu_jax.distill.prompts import PromptMaker, Request
-from dongwu_jax.distill.recipe import Recipe, Sampling
-from dongwu_jax.distill.synthesis_job import Synthesis, run_synthesis
+from dongwu_jax.distill.synthesis.cutting import TextCutter
+from dongwu_jax.distill.synthesis.generators import EngineMeans
+from dongwu_jax.distill.synthesis.job import Synthesis, run_synthesis
+from dongwu_jax.distill.synthesis.parts import documents_of, plan_parts, source_names
+from dongwu_jax.distill.synthesis.prompts import PromptMaker, Request
+from dongwu_jax.distill.synthesis.recipe import Recipe, Sampling
 from dongwu_jax.errors import UserError
 
 Speed = tuple[int, float]  # generated tokens and seconds

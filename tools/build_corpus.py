@@ -23,10 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and build."""
     options = _parse(arguments)
     from dongwu_jax.data.jsonl import expand_inputs
-    from dongwu_jax.distill.corpus_job import Building, build_corpus
-    from dongwu_jax.distill.corpus_judging import Criteria
-    from dongwu_jax.distill.corpus_records import find_input
-    from dongwu_jax.distill.filters import PHRASES, Limits
+    from dongwu_jax.distill.corpus.filters import PHRASES, Limits
+    from dongwu_jax.distill.corpus.job import Building, build_corpus
+    from dongwu_jax.distill.corpus.judging import Criteria
+    from dongwu_jax.distill.corpus.records import find_input
 
     limits = Limits(
         options.min_new_tokens,

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dongwu_jax.command_line import number, positive_int, run_command_line, whole_number
-from dongwu_jax.distill.templates import CONTINUE, LANGUAGES, TEMPLATES
+from dongwu_jax.distill.synthesis.templates import CONTINUE, LANGUAGES, TEMPLATES
 from dongwu_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from dongwu_jax.distill.generators import Means
+    from dongwu_jax.distill.synthesis.generators import Means
 
 _SET_BY_FLAGS = {"model": "--model", "tensor_parallel_size": "--tensor-parallel"}
 
@@ -30,8 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and generate."""
     options = _parse(arguments)
     from dongwu_jax.data.jsonl import expand_inputs
-    from dongwu_jax.distill.recipe import Recipe, Sampling
-    from dongwu_jax.distill.synthesis_job import Synthesis, dry_run, run_synthesis
+    from dongwu_jax.distill.synthesis.job import Synthesis, dry_run, run_synthesis
+    from dongwu_jax.distill.synthesis.recipe import Recipe, Sampling
 
     sampling = Sampling(
         options.max_new_tokens, options.temperature, options.top_p, options.repetition_penalty
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _means(options: argparse.Namespace) -> "Means":
-    from dongwu_jax.distill.generators import EngineMeans, ServerMeans
+    from dongwu_jax.distill.synthesis.generators import EngineMeans, ServerMeans
 
     if options.server is None:
         chosen: dict[str, Any] = dict(options.engine_option)

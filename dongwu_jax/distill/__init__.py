@@ -1,4 +1,6 @@
 """Distillation: learning from a stronger model.
 
-What makes synthetic text imports no JAX, so that it runs in vLLM's own environment.
+synthesis/ makes text with it, corpus/ makes a corpus of such text, `teacher_cache_job.py` writes
+down what it predicts for text that is there. The first two import no JAX, so that they run in
+vLLM's own environment.
 """

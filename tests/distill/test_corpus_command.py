@@ -161,7 +161,7 @@ def test_the_control_is_how_the_documents_go_on(
 def test_the_same_bytes_again_with_any_number_of_workers(
     flags: list[object], synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dongwu_jax.distill.corpus_job._WORTH_A_PROCESS", 1)
+    monkeypatch.setattr("dongwu_jax.distill.corpus.job._WORTH_A_PROCESS", 1)
     written = []
     for run, workers in (("one", 1), ("two", 3)):
         flags[3] = tmp_path / run

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from dongwu_jax.distill.decontamination import Question, QuestionIndex, read_evaluation_sets
+from dongwu_jax.distill.corpus.decontamination import Question, QuestionIndex, read_evaluation_sets
 from dongwu_jax.errors import UserError
 
 _CHARACTERS = "".join(map(chr, random.Random(0).sample(range(0x4E00, 0x9FA5), 400)))

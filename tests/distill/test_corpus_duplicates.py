@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dongwu_jax.distill.corpus_text import normalized
-from dongwu_jax.distill.duplicates import DuplicateIndex, Fingerprinter, shingles
+from dongwu_jax.distill.corpus.duplicates import DuplicateIndex, Fingerprinter, shingles
+from dongwu_jax.distill.corpus.text import normalized
 from dongwu_jax.errors import UserError
 
 pytest.importorskip("datasketch")

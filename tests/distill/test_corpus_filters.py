@@ -10,10 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dongwu_jax.distill.corpus_control import cut_like
-from dongwu_jax.distill.corpus_records import Sample, parse_sample
-from dongwu_jax.distill.corpus_text import normalized, passage_over, share_passage, trimmed
-from dongwu_jax.distill.filters import (
+from dongwu_jax.distill.corpus.filters import (
     Limits,
     SampleFilter,
     compression,
@@ -21,6 +18,9 @@ from dongwu_jax.distill.filters import (
     repeated_lines,
     repeated_passages,
 )
+from dongwu_jax.distill.corpus.originals import cut_like
+from dongwu_jax.distill.corpus.records import Sample, parse_sample
+from dongwu_jax.distill.corpus.text import normalized, passage_over, share_passage, trimmed
 from dongwu_jax.errors import UserError
 
 _WORDS = random.Random(0).sample(range(0x4E00, 0x9FA5), 3000)

@@ -14,11 +14,11 @@ from corpus_samples import chinese, read_lines, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dongwu_jax.distill.corpus_control import Originals
-from dongwu_jax.distill.corpus_job import Building, build_corpus
-from dongwu_jax.distill.corpus_judging import Criteria
-from dongwu_jax.distill.corpus_records import SynthesisInput, parse_sample
-from dongwu_jax.distill.filters import Limits
+from dongwu_jax.distill.corpus.filters import Limits
+from dongwu_jax.distill.corpus.job import Building, build_corpus
+from dongwu_jax.distill.corpus.judging import Criteria
+from dongwu_jax.distill.corpus.originals import Originals
+from dongwu_jax.distill.corpus.records import SynthesisInput, parse_sample
 from dongwu_jax.errors import UserError
 
 pytest.importorskip("datasketch")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dongwu_jax.data import jsonl
-from dongwu_jax.distill.parts import PartFolder, documents_of, plan_parts, source_names
+from dongwu_jax.distill.synthesis.parts import PartFolder, documents_of, plan_parts, source_names
 from dongwu_jax.errors import UserError
 
 _MARK = b"\xef\xbb\xbf"

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from synthesis_runs import document, save_model
 
 from dongwu_jax.data.tokenizer_training import train_sentencepiece
-from dongwu_jax.distill.cutting import TextCutter
-from dongwu_jax.distill.prompts import PromptMaker, Rejection, Request
-from dongwu_jax.distill.recipe import Recipe, Sampling
-from dongwu_jax.distill.templates import REWRITINGS, TEMPLATES, training_text
+from dongwu_jax.distill.synthesis.cutting import TextCutter
+from dongwu_jax.distill.synthesis.prompts import PromptMaker, Rejection, Request
+from dongwu_jax.distill.synthesis.recipe import Recipe, Sampling
+from dongwu_jax.distill.synthesis.templates import REWRITINGS, TEMPLATES, training_text
 
 _SAMPLING = Sampling(64, 0.9, 0.95, 1.0)
 _PATH = Path("corpus.jsonl")

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from synthesis_runs import Job, document, records, save_documents, save_model
 
-from dongwu_jax.distill import server
-from dongwu_jax.distill.generators import Answer, ServerMeans
-from dongwu_jax.distill.prompts import Rejection, Request
-from dongwu_jax.distill.recipe import Sampling
-from dongwu_jax.distill.server import ServerGenerator
+from dongwu_jax.distill.synthesis import server
+from dongwu_jax.distill.synthesis.generators import Answer, ServerMeans
+from dongwu_jax.distill.synthesis.prompts import Rejection, Request
+from dongwu_jax.distill.synthesis.recipe import Sampling
+from dongwu_jax.distill.synthesis.server import ServerGenerator
 from dongwu_jax.errors import UserError
 
 _SAMPLING = Sampling(16, 0.7, 0.9, 1.05)

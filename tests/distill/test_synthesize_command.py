@@ -344,8 +344,8 @@ def test_nothing_here_needs_jax() -> None:
 
     script = (
         "import sys, vllm; sys.modules['jax'] = None\n"
-        "import dongwu_jax.distill.synthesis_job, dongwu_jax.distill.vllm_engine\n"
-        "import dongwu_jax.distill.server"
+        "import dongwu_jax.distill.synthesis.job, dongwu_jax.distill.synthesis.vllm_engine\n"
+        "import dongwu_jax.distill.synthesis.server"
     )
     paths = f"{FAKE_VLLM}{os.pathsep}{ROOT}"
     subprocess.run(

@@ -21,10 +21,10 @@ from dongwu_jax.data.jsonl import expand_inputs, parse_texts, read_blocks, read_
 from dongwu_jax.data.preprocess_state import load_state
 from dongwu_jax.data.teacher_cache import IDS, LOG_PROBABILITIES, TeacherCache
 from dongwu_jax.data.tokenizers import load_tokenizer
-from dongwu_jax.distill.corpus_records import find_input, parse_sample
-from dongwu_jax.distill.decontamination import read_evaluation_sets
-from dongwu_jax.distill.manifest import describe, open_folder
-from dongwu_jax.distill.parts import PartFolder, documents_of
+from dongwu_jax.distill.corpus.decontamination import read_evaluation_sets
+from dongwu_jax.distill.corpus.records import find_input, parse_sample
+from dongwu_jax.distill.synthesis.manifest import describe, open_folder
+from dongwu_jax.distill.synthesis.parts import PartFolder, documents_of
 from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.fineval import SUBJECTS, read_questions
 from dongwu_jax.evaluate.texts import read_token_stream

@@ -27,9 +27,9 @@ from dongwu_jax.data.index_cache import IndexCache
 from dongwu_jax.data.indexed_dataset_writer import IndexedDatasetWriter, WriterPosition
 from dongwu_jax.data.preprocess_state import PreprocessState, save_state
 from dongwu_jax.data.teacher_cache import IDS, LOG_PROBABILITIES, CacheHeader, CacheWriter
-from dongwu_jax.distill.manifest import describe, open_folder
-from dongwu_jax.distill.parts import PartFolder
-from dongwu_jax.distill.recipe import Recipe, Sampling
+from dongwu_jax.distill.synthesis.manifest import describe, open_folder
+from dongwu_jax.distill.synthesis.parts import PartFolder
+from dongwu_jax.distill.synthesis.recipe import Recipe, Sampling
 from dongwu_jax.evaluate.fineval import SUBJECTS
 from dongwu_jax.interop.conversion import TargetOptions, convert, make_target
 from dongwu_jax.interop.sources import open_source

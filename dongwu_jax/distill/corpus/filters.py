@@ -5,9 +5,9 @@ import unicodedata
 import zlib
 from dataclasses import dataclass
 
-from dongwu_jax.distill.corpus_records import Sample
-from dongwu_jax.distill.corpus_text import passage_over, share_passage
-from dongwu_jax.distill.templates import CONTINUE
+from dongwu_jax.distill.corpus.records import Sample
+from dongwu_jax.distill.corpus.text import passage_over, share_passage
+from dongwu_jax.distill.synthesis.templates import CONTINUE
 
 _PASSAGE = 20  # characters that count as repeated
 _FEW_LETTERS = 10  # fewer say nothing about the language

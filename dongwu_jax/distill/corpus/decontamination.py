@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from dongwu_jax.data.jsonl import parse_texts, read_lines
-from dongwu_jax.distill.corpus_text import normalized
+from dongwu_jax.distill.corpus.text import normalized
 from dongwu_jax.errors import UserError
 from dongwu_jax.input_files import read_small_file
 

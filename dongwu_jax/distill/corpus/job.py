@@ -12,7 +12,9 @@ from typing import Any, BinaryIO
 from dongwu_jax.data.jsonl import LineBlock, read_blocks
 from dongwu_jax.data.ordered_workers import ordered_map
 from dongwu_jax.data.progress import ByteProgress
-from dongwu_jax.distill.corpus_judging import (
+from dongwu_jax.distill.corpus.duplicates import DuplicateIndex
+from dongwu_jax.distill.corpus.filters import Fault
+from dongwu_jax.distill.corpus.judging import (
     Criteria,
     DocumentReader,
     Judge,
@@ -20,10 +22,8 @@ from dongwu_jax.distill.corpus_judging import (
     JudgedBlock,
     open_questions,
 )
-from dongwu_jax.distill.corpus_records import SynthesisInput
-from dongwu_jax.distill.corpus_report import Outcome
-from dongwu_jax.distill.duplicates import DuplicateIndex
-from dongwu_jax.distill.filters import Fault
+from dongwu_jax.distill.corpus.records import SynthesisInput
+from dongwu_jax.distill.corpus.report import Outcome
 from dongwu_jax.errors import UserError
 from dongwu_jax.output_files import check_output_file, write_json_file
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dongwu_jax.data.jsonl import LineBlock, parse_texts, read_blocks
-from dongwu_jax.distill.corpus_records import Sample
-from dongwu_jax.distill.corpus_text import sentence_ends
-from dongwu_jax.distill.parts import source_names
+from dongwu_jax.distill.corpus.records import Sample
+from dongwu_jax.distill.corpus.text import sentence_ends
+from dongwu_jax.distill.synthesis.parts import source_names
 from dongwu_jax.errors import UserError
 
 _TOLERANCE = 0.1  # of the length: a sentence end so near is better than the exact length

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from dongwu_jax.distill.generators import Answer, EngineMeans
-from dongwu_jax.distill.prompts import Rejection, Request
-from dongwu_jax.distill.recipe import Sampling
-from dongwu_jax.distill.records import Completion
+from dongwu_jax.distill.synthesis.generators import Answer, EngineMeans
+from dongwu_jax.distill.synthesis.prompts import Rejection, Request
+from dongwu_jax.distill.synthesis.recipe import Sampling
+from dongwu_jax.distill.synthesis.records import Completion
 from dongwu_jax.errors import UserError
 
 try:

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dongwu_jax.distill.cutting import TextCutter
-from dongwu_jax.distill.engines import run_engines, visible_devices
-from dongwu_jax.distill.generators import EngineMeans, Means
-from dongwu_jax.distill.manifest import describe, locked, note_run, open_folder
-from dongwu_jax.distill.parts import Part, PartFolder, plan_parts
-from dongwu_jax.distill.progress import SynthesisProgress, clock
-from dongwu_jax.distill.recipe import Recipe
-from dongwu_jax.distill.stopping import Stopped, stop_on_signals
-from dongwu_jax.distill.worker import Work
+from dongwu_jax.distill.synthesis.cutting import TextCutter
+from dongwu_jax.distill.synthesis.engines import run_engines, visible_devices
+from dongwu_jax.distill.synthesis.generators import EngineMeans, Means
+from dongwu_jax.distill.synthesis.manifest import describe, locked, note_run, open_folder
+from dongwu_jax.distill.synthesis.parts import Part, PartFolder, plan_parts
+from dongwu_jax.distill.synthesis.progress import SynthesisProgress, clock
+from dongwu_jax.distill.synthesis.recipe import Recipe
+from dongwu_jax.distill.synthesis.stopping import Stopped, stop_on_signals
+from dongwu_jax.distill.synthesis.worker import Work
 from dongwu_jax.errors import UserError
 
 

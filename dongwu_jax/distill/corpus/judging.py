@@ -8,11 +8,11 @@ from typing import Any
 import orjson
 
 from dongwu_jax.data.jsonl import LineBlock, block_lines, parse_texts
-from dongwu_jax.distill.corpus_control import Originals, cut_like
-from dongwu_jax.distill.corpus_records import Sample, SynthesisInput, parse_sample
-from dongwu_jax.distill.decontamination import Match, QuestionIndex, read_evaluation_sets
-from dongwu_jax.distill.duplicates import Fingerprint, Fingerprinter
-from dongwu_jax.distill.filters import Fault, Limits, SampleFilter
+from dongwu_jax.distill.corpus.decontamination import Match, QuestionIndex, read_evaluation_sets
+from dongwu_jax.distill.corpus.duplicates import Fingerprint, Fingerprinter
+from dongwu_jax.distill.corpus.filters import Fault, Limits, SampleFilter
+from dongwu_jax.distill.corpus.originals import Originals, cut_like
+from dongwu_jax.distill.corpus.records import Sample, SynthesisInput, parse_sample
 from dongwu_jax.errors import UserError
 
 _EXCERPT = 300  # characters

@@ -13,8 +13,8 @@ from typing import Any
 
 import dongwu_jax
 from dongwu_jax.data.fingerprint import hash_of_files
-from dongwu_jax.distill.parts import source_names
-from dongwu_jax.distill.recipe import Recipe
+from dongwu_jax.distill.synthesis.parts import source_names
+from dongwu_jax.distill.synthesis.recipe import Recipe
 from dongwu_jax.errors import UserError
 from dongwu_jax.input_files import read_json_object
 from dongwu_jax.output_files import write_json_file

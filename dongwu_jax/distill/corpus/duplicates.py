@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dongwu_jax.distill.corpus_text import normalized
+from dongwu_jax.distill.corpus.text import normalized
 from dongwu_jax.errors import UserError
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from dongwu_jax.distill.corpus_judging import Judged
-from dongwu_jax.distill.filters import FILTERS, Fault
+from dongwu_jax.distill.corpus.filters import FILTERS, Fault
+from dongwu_jax.distill.corpus.judging import Judged
 
 REASONS = ("bad_line", *FILTERS, "contaminated", "in_original", "duplicate", "near_duplicate")
 _EXAMPLES = 20  # of each reason

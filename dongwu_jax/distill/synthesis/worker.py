@@ -18,14 +18,14 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from dongwu_jax.distill.cutting import TextCutter
-from dongwu_jax.distill.generators import Generator, Means, open_generator
-from dongwu_jax.distill.parts import Part, PartFolder, documents_of, source_names
-from dongwu_jax.distill.progress import Counts
-from dongwu_jax.distill.prompts import PromptMaker, Rejection, Request
-from dongwu_jax.distill.recipe import Recipe
-from dongwu_jax.distill.records import Completion, rejected_record, sample_record
-from dongwu_jax.distill.stopping import Stopped, stop_on_signals
+from dongwu_jax.distill.synthesis.cutting import TextCutter
+from dongwu_jax.distill.synthesis.generators import Generator, Means, open_generator
+from dongwu_jax.distill.synthesis.parts import Part, PartFolder, documents_of, source_names
+from dongwu_jax.distill.synthesis.progress import Counts
+from dongwu_jax.distill.synthesis.prompts import PromptMaker, Rejection, Request
+from dongwu_jax.distill.synthesis.recipe import Recipe
+from dongwu_jax.distill.synthesis.records import Completion, rejected_record, sample_record
+from dongwu_jax.distill.synthesis.stopping import Stopped, stop_on_signals
 from dongwu_jax.errors import UserError
 
 _HOPELESS = 50  # failures in a row: not bad prompts, but a generator that does not work

@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 
 from dongwu_jax.data.jsonl import expand_inputs, parse_texts
-from dongwu_jax.distill.corpus_text import estimated_tokens, trimmed
-from dongwu_jax.distill.parts import read_plan
-from dongwu_jax.distill.templates import CONTINUE, TEMPLATES, training_text
+from dongwu_jax.distill.corpus.text import estimated_tokens, trimmed
+from dongwu_jax.distill.synthesis.parts import read_plan
+from dongwu_jax.distill.synthesis.templates import CONTINUE, TEMPLATES, training_text
 from dongwu_jax.errors import UserError
 from dongwu_jax.input_files import read_json
 

@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dongwu_jax.distill.prompts import Rejection, Request
-from dongwu_jax.distill.recipe import Recipe
-from dongwu_jax.distill.templates import training_text
+from dongwu_jax.distill.synthesis.prompts import Rejection, Request
+from dongwu_jax.distill.synthesis.recipe import Recipe
+from dongwu_jax.distill.synthesis.templates import training_text
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dongwu_jax.data.jsonl import parse_texts
-from dongwu_jax.distill.cutting import Cuts, TextCutter
-from dongwu_jax.distill.recipe import Recipe
-from dongwu_jax.distill.templates import CONTINUE, chat_message
+from dongwu_jax.distill.synthesis.cutting import Cuts, TextCutter
+from dongwu_jax.distill.synthesis.recipe import Recipe
+from dongwu_jax.distill.synthesis.templates import CONTINUE, chat_message
 from dongwu_jax.errors import UserError
 
 _SENTENCE_END = re.compile(r"[。！？；][”’」』）]*|[.!?](?=\s)|\n")

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from dongwu_jax.distill.parts import Part
-from dongwu_jax.distill.progress import SynthesisProgress
-from dongwu_jax.distill.worker import Work, run_worker
+from dongwu_jax.distill.synthesis.parts import Part
+from dongwu_jax.distill.synthesis.progress import SynthesisProgress
+from dongwu_jax.distill.synthesis.worker import Work, run_worker
 from dongwu_jax.errors import UserError
 
 _LOOK_SECONDS = 1.0  # between two looks whether all engines live

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from dongwu_jax.distill.prompts import Rejection, Request
-from dongwu_jax.distill.recipe import Sampling
-from dongwu_jax.distill.records import Completion
+from dongwu_jax.distill.synthesis.prompts import Rejection, Request
+from dongwu_jax.distill.synthesis.recipe import Sampling
+from dongwu_jax.distill.synthesis.records import Completion
 
 Answer = tuple[Request, Completion] | Rejection
 
@@ -72,9 +72,11 @@ def open_generator(means: Means, sampling: Sampling) -> Generator:
         UserError: vLLM is not installed, refuses the model or an option; or nobody answers.
     """
     if isinstance(means, ServerMeans):
-        from dongwu_jax.distill.server import ServerGenerator
+        from dongwu_jax.distill.synthesis.server import ServerGenerator
 
         return ServerGenerator(means, sampling)
-    from dongwu_jax.distill.vllm_engine import VllmEngine  # vLLM takes many seconds to import
+    from dongwu_jax.distill.synthesis.vllm_engine import (
+        VllmEngine,  # vLLM takes many seconds to import
+    )
 
     return VllmEngine(means, sampling)

@@ -1,0 +1,1 @@
+"""A corpus out of synthetic text: what is worth learning from, once, and no evaluation question."""

@@ -1,0 +1,1 @@
+"""Synthetic text: a stronger model continues documents, or answers from them."""
