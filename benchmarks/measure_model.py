@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     import jax
 
     from dongwu_jax.evaluate.scoring import Scorer
-    from dongwu_jax.interop.inference import load_model
+    from dongwu_jax.interop.loaded_model import load_model
 
     check_output_file(options.json)
     scorer = Scorer(load_model(options.model, devices=jax.local_devices()))

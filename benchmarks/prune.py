@@ -26,7 +26,7 @@ from dongwu_jax.compress.pruned_source import PrunedSource
 from dongwu_jax.compress.shapes import Shape
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.memory import keep_freed_memory
+from dongwu_jax.interop.freed_memory import keep_freed_memory
 from dongwu_jax.interop.model_source import StoredName
 from dongwu_jax.interop.tensors import model_tensors
 

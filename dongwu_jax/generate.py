@@ -21,7 +21,7 @@ from dongwu_jax.data.beginning import beginning_ids
 from dongwu_jax.data.tokenizers import Tokenizer
 from dongwu_jax.errors import UserError
 from dongwu_jax.input_files import read_text
-from dongwu_jax.interop.inference import load_model
+from dongwu_jax.interop.loaded_model import load_model
 from dongwu_jax.models.decoding import cached_hidden_states, empty_cache
 from dongwu_jax.models.llama import Llama
 from dongwu_jax.models.parameters import Parameters, bind

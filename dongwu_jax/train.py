@@ -89,7 +89,7 @@ def _explain_sharding(config: RunConfig, devices: int | None) -> None:
     from rich.console import Console
 
     from dongwu_jax.interop.initial_weights import resolve_initial_weights
-    from dongwu_jax.training.explain import explain_sharding
+    from dongwu_jax.training.explain_sharding import explain_sharding
 
     if devices is not None:
         jax.config.update("jax_platforms", "cpu")

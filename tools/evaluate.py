@@ -159,7 +159,7 @@ def _load(options: argparse.Namespace) -> "Scorer":
     import jax
 
     from dongwu_jax.evaluate.scoring import Scorer
-    from dongwu_jax.interop.inference import load_model
+    from dongwu_jax.interop.loaded_model import load_model
 
     devices = jax.local_devices()
     model = load_model(options.model, options.dtype, options.tokenizer, devices, options.fsdp)

@@ -61,7 +61,7 @@ def _prune(options: argparse.Namespace) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
-    from dongwu_jax.compress.search import Search, run_search
+    from dongwu_jax.compress.shape_search import Search, run_search
 
     for flag in ("out", "target", "drop_layers"):
         if getattr(options, flag):

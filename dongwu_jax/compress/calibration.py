@@ -17,7 +17,7 @@ from dongwu_jax.evaluate.scoring import Scorer
 from dongwu_jax.evaluate.texts import AnyTokenizer, TokenStream, read_token_stream
 from dongwu_jax.evaluate.windows import Spans, chunked_spans
 from dongwu_jax.evaluate.windows import batches as windows
-from dongwu_jax.interop.inference import LoadedModel, load_model
+from dongwu_jax.interop.loaded_model import LoadedModel, load_model
 
 LayerImportance = Literal["block_influence", "perplexity"]
 

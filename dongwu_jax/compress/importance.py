@@ -19,7 +19,7 @@ from flax import nnx
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.on_devices import OnDevices
-from dongwu_jax.interop.inference import LoadedModel
+from dongwu_jax.interop.loaded_model import LoadedModel
 from dongwu_jax.models.llama import Llama, block_in_use
 from dongwu_jax.models.projection import project
 from dongwu_jax.models.rope import rotary_tables

@@ -18,7 +18,7 @@ from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.on_devices import OnDevices, rows_for
 from dongwu_jax.evaluate.progress import token_bar
 from dongwu_jax.evaluate.scoring import hidden_states
-from dongwu_jax.interop.inference import default_dtype, load_model
+from dongwu_jax.interop.loaded_model import default_dtype, load_model
 from dongwu_jax.interop.sources import open_source
 from dongwu_jax.interop.teacher import check_teacher
 from dongwu_jax.models.llama import Llama

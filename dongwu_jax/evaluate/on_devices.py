@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dongwu_jax.interop.inference import LoadedModel
+from dongwu_jax.interop.loaded_model import LoadedModel
 from dongwu_jax.models.attention import choose_attention, make_attention
 from dongwu_jax.models.llama import Llama
 from dongwu_jax.models.parameters import Parameters, bind, logical_axes, parameter_tree

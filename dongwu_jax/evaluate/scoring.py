@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dongwu_jax.evaluate.on_devices import OnDevices, rows_for
-from dongwu_jax.interop.inference import LoadedModel
+from dongwu_jax.interop.loaded_model import LoadedModel
+from dongwu_jax.models.cross_entropy import token_cross_entropy
 from dongwu_jax.models.llama import Llama
-from dongwu_jax.models.losses import token_cross_entropy
 from dongwu_jax.parallel.context import Attend
 
 _HEAD_TOKENS = 1024  # of each sequence, whose logits exist at once

@@ -7,10 +7,10 @@ from pathlib import Path
 from dongwu_jax.data.progress import ByteProgress
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.conversion import TargetOptions, check_folder, convert, make_target
+from dongwu_jax.interop.freed_memory import keep_freed_memory
 from dongwu_jax.interop.megatron.distributed_export import TorchDistTarget
 from dongwu_jax.interop.megatron.export import MegatronTarget
 from dongwu_jax.interop.megatron.export_arguments import OLD_ROTARY_BASE, start_flags
-from dongwu_jax.interop.memory import keep_freed_memory
 from dongwu_jax.interop.model_source import MEGATRON_FORMATS, ModelSource
 from dongwu_jax.interop.sources import correct_config, open_source
 from dongwu_jax.interop.structure import print_structure

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.inference import LoadedModel, load_model
+from dongwu_jax.interop.loaded_model import LoadedModel, load_model
 from dongwu_jax.interop.logits import our_logits
 
 _TEXTS = (

@@ -49,14 +49,14 @@ def _plan(config: RunConfig, options: argparse.Namespace) -> None:
 def _search(config: RunConfig, options: argparse.Namespace) -> None:
     from dongwu_jax.plan.cluster import find_gpu
     from dongwu_jax.plan.deviceless import choose_backend
-    from dongwu_jax.plan.planning import Plan
-    from dongwu_jax.plan.report import plan_as_json, print_ranking
-    from dongwu_jax.plan.search import (
+    from dongwu_jax.plan.layout_search import (
         compile_best,
         layout_overrides,
         most_compiled,
         sketch_layouts,
     )
+    from dongwu_jax.plan.planning import Plan
+    from dongwu_jax.plan.report import plan_as_json, print_ranking
 
     backend, gpu = choose_backend(options.backend), find_gpu(options.gpu)
     with _progress() as progress:

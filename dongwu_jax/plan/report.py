@@ -10,9 +10,9 @@ from dongwu_jax.models.flops import flops_per_token
 from dongwu_jax.parallel.mesh import MESH_AXES
 from dongwu_jax.plan.cluster import GPUS_PER_HOST, LINK_EFFICIENCY
 from dongwu_jax.plan.compiling import CompiledStep
+from dongwu_jax.plan.layout_search import layout_overrides
 from dongwu_jax.plan.memory import POOL_SHARE
 from dongwu_jax.plan.planning import Plan
-from dongwu_jax.plan.search import layout_overrides
 from dongwu_jax.plan.step_time import bubble
 
 _GIB = 2**30

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import median_filter
 
-from dongwu_jax.report.json_lines import number
 from dongwu_jax.report.metrics import Metrics
+from dongwu_jax.report.run_records import number
 from dongwu_jax.report.sessions import Session
 
 # A spike is above the points around it by this many of their typical deviations from each other.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from dongwu_jax.report.json_lines import number, record, records
+from dongwu_jax.report.run_records import number, record, records
 from dongwu_jax.report.sessions import Session
 
 

@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from dongwu_jax.report.json_lines import number
 from dongwu_jax.report.metrics import Metrics
+from dongwu_jax.report.run_records import number
 from dongwu_jax.report.sessions import Session
 
 Kind = Literal[

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dongwu_jax.report.json_lines import number
+from dongwu_jax.report.run_records import number
 from dongwu_jax.report.sessions import Session
 
 

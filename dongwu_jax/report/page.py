@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from dongwu_jax.report import charts, figures, summary
+from dongwu_jax.report import charts, readable, summary
 from dongwu_jax.report.anomalies import Anomaly, find_anomalies
 from dongwu_jax.report.curves import MAX_POINTS
 from dongwu_jax.report.data_mix import data_mix
@@ -27,10 +27,10 @@ from dongwu_jax.report.goodput import (
     totals,
 )
 from dongwu_jax.report.hosts import host_times
-from dongwu_jax.report.json_lines import record
 from dongwu_jax.report.profile_table import profile_tables
 from dongwu_jax.report.restarts import Start, list_starts
 from dongwu_jax.report.run_folder import RunFolder
+from dongwu_jax.report.run_records import record
 from dongwu_jax.report.settings import as_yaml
 
 Context = dict[str, Any]
@@ -113,9 +113,9 @@ def _progress(run: RunFolder, tokens: float) -> Context:
     last, total = run.metrics.last_step, summary.total_steps(run)
     done = f"{last:,} of {total:,} steps" if total else f"{last:,} steps"
     if tokens:
-        seen = figures.count(last * tokens)
+        seen = readable.count(last * tokens)
         done += (
-            f", {seen} of {figures.count(total * tokens)} tokens" if total else f", {seen} tokens"
+            f", {seen} of {readable.count(total * tokens)} tokens" if total else f", {seen} tokens"
         )
     return {"progress": min(last / total, 1.0) if total else None, "done": done}
 
@@ -130,16 +130,18 @@ def _time(run: RunFolder, intervals: list[Interval]) -> Context:
     seconds = totals(intervals)
     whole = sum(seconds.values())
     return {
-        "goodput": figures.share(goodput(seconds)),
-        "goodput_up": figures.share(goodput(seconds, while_up=True)) if seconds["down"] > 0 else "",
-        "wall": figures.duration(whole),
+        "goodput": readable.share(goodput(seconds)),
+        "goodput_up": readable.share(goodput(seconds, while_up=True))
+        if seconds["down"] > 0
+        else "",
+        "wall": readable.duration(whole),
         "waited": _waited(run),
         "kinds": [
             {
                 "kind": kind,
                 "name": _KIND_NAMES[kind],
-                "duration": figures.duration(seconds[kind]),
-                "share": figures.share(seconds[kind] / whole),
+                "duration": readable.duration(seconds[kind]),
+                "share": readable.share(seconds[kind] / whole),
             }
             for kind in KINDS
             if seconds[kind] > 0
@@ -155,19 +157,19 @@ def _waited(run: RunFolder) -> str:
         return ""
     spent = paces * np.diff(steps, prepend=0)
     share = float((spent * shares).sum() / max(spent.sum(), 1e-12))
-    return f"Of the time of steps, {figures.share(share)} was waiting for data."
+    return f"Of the time of steps, {readable.share(share)} was waiting for data."
 
 
 def _start(number: int, start: Start) -> Context:
     return {
         "number": number,
-        "began": figures.moment(start.began),
+        "began": readable.moment(start.began),
         "first_step": f"{start.first_step:,}",
         "last_step": f"{start.last_step:,}",
         "lost": start.lost_steps > 0,
         "lost_steps": f"{start.lost_steps:,}",
-        "seconds": [figures.duration(start.seconds[kind]) for kind in _START_KINDS],
-        "goodput": figures.share(start.goodput),
+        "seconds": [readable.duration(start.seconds[kind]) for kind in _START_KINDS],
+        "goodput": readable.share(start.goodput),
         "ending": start.ending,
         "changes": start.changes,
     }
@@ -206,7 +208,7 @@ def _hosts(run: RunFolder) -> list[Context]:
                 f"{host.latest:.4g}",
                 f"{host.slowness:.3f}",
                 f"{host.worst:.3f} at step {host.worst_step:,}",
-                figures.share(host.slowest),
+                readable.share(host.slowest),
             ],
         }
         for host in host_times(run.sessions)[:_MOST_HOSTS]
@@ -219,11 +221,11 @@ def _mix(run: RunFolder) -> list[Context]:
     return [
         {
             "name": use.name,
-            "tokens": _or_dash(use.tokens, figures.count),
-            "planned": figures.share(use.planned),
-            "real": figures.share(use.real),
+            "tokens": _or_dash(use.tokens, readable.count),
+            "planned": readable.share(use.planned),
+            "real": readable.share(use.real),
             "width": round(100 * (use.real or use.planned or 0.0) / largest, 1) if largest else 0,
-            "seen": _or_dash(use.seen_tokens, figures.count),
+            "seen": _or_dash(use.seen_tokens, readable.count),
             "epochs": _or_dash(use.epochs, lambda epochs: f"{epochs:.2f}"),
         }
         for use in uses
@@ -237,7 +239,7 @@ def _perplexity_rows(run: RunFolder) -> list[list[str]]:
         [
             report.name,
             *(_or_dash(result.get(name), lambda value: f"{value:,.0f}") for name in whole),
-            *(_or_dash(result.get(name), figures.figure) for name in broken),
+            *(_or_dash(result.get(name), readable.figure) for name in broken),
         ]
         for report in run.perplexities
         for result in report.results

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, NonNegativeFloat, PositiveFloat, ValidationError
 
 from dongwu_jax.errors import UserError
-from dongwu_jax.report import figures
+from dongwu_jax.report import readable
 
 Record = dict[str, Any]
 
@@ -62,12 +62,12 @@ def profile_tables(table: KernelTable | None) -> Record | None:
         "lead": lead,
         "purposes": [_row(name, spent, table.total_ms) for name, spent in table.purposes],
         "kernels": [
-            _row(name, spent, table.total_ms) | {"calls": figures.figure(calls)}
+            _row(name, spent, table.total_ms) | {"calls": readable.figure(calls)}
             for name, spent, calls in table.kernels[:_LISTED]
         ],
     }
 
 
 def _row(name: str, milliseconds: float, total: float) -> Record:
-    share = figures.share(milliseconds / total)
+    share = readable.share(milliseconds / total)
     return {"name": name, "milliseconds": f"{milliseconds:,.2f}", "share": share}

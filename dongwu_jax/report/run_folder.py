@@ -8,10 +8,10 @@ from typing import Any
 import orjson
 
 from dongwu_jax.errors import UserError
-from dongwu_jax.report.json_lines import read_json_lines
 from dongwu_jax.report.metrics import Metrics, as_metrics
 from dongwu_jax.report.perplexities import PerplexityReport, find_perplexities
 from dongwu_jax.report.profile_table import KernelTable, read_kernel_table
+from dongwu_jax.report.run_records import read_json_lines
 from dongwu_jax.report.sessions import Session, find_sessions
 from dongwu_jax.training.checkpoint_folders import is_checkpoint, newest_step
 

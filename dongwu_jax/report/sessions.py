@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dongwu_jax.report.json_lines import number, record
 from dongwu_jax.report.metrics import Metrics
+from dongwu_jax.report.run_records import number, record
 
 Event = dict[str, Any]
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from dongwu_jax.config import parse_config
 from dongwu_jax.errors import UserError
-from dongwu_jax.report import figures
+from dongwu_jax.report import readable
 from dongwu_jax.report.curves import smooth
 from dongwu_jax.report.goodput import Interval, goodput, totals
-from dongwu_jax.report.json_lines import number, record
 from dongwu_jax.report.metrics import Metrics
 from dongwu_jax.report.run_folder import RunFolder
+from dongwu_jax.report.run_records import number, record
 
 # A run is taken to be running for this long, and this many of its usual gaps, after its last line.
 _SILENCE_SECONDS = 600.0
@@ -78,8 +78,8 @@ def head_facts(run: RunFolder) -> list[tuple[str, str]]:
         processes = int(number(devices.get("processes"), 1))
         where = f", {processes} processes" if processes > 1 else ""
         facts.append(("devices", f"{devices.get('count')} × {devices.get('kind')}{where}"))
-        facts.append(("began", f"{figures.moment(run.sessions[0].began)} UTC"))
-        facts.append(("last sign", f"{figures.moment(run.sessions[-1].ended)} UTC"))
+        facts.append(("began", f"{readable.moment(run.sessions[0].began)} UTC"))
+        facts.append(("last sign", f"{readable.moment(run.sessions[-1].ended)} UTC"))
         versions = record(start.get("versions"))
         told = (f"{name} {versions[name]}" for name in ("dongwu_jax", "jax") if name in versions)
         facts.append(("software", ", ".join(told)))
@@ -95,7 +95,7 @@ def head_facts(run: RunFolder) -> list[tuple[str, str]]:
 def _model(parameters: float, model: dict[str, Any]) -> str:
     layers, width = model.get("num_layers"), model.get("hidden_size")
     shape = f"{layers} layers of {width}"
-    return f"{figures.count(parameters)} parameters, {shape}" if parameters else shape
+    return f"{readable.count(parameters)} parameters, {shape}" if parameters else shape
 
 
 def tiles(run: RunFolder, intervals: Sequence[Interval], state: str) -> list[Tile]:
@@ -105,16 +105,16 @@ def tiles(run: RunFolder, intervals: Sequence[Interval], state: str) -> list[Til
     seconds = totals(intervals)
     if (good := goodput(seconds)) is not None:
         up = goodput(seconds, while_up=True)
-        lost = f"{figures.duration(seconds['lost'])} of lost steps"
-        remark = f"{figures.share(up)} of the time it was up" if seconds["down"] > 0 else lost
-        found.append(Tile("goodput", figures.share(good), remark))
+        lost = f"{readable.duration(seconds['lost'])} of lost steps"
+        remark = f"{readable.share(up)} of the time it was up" if seconds["down"] > 0 else lost
+        found.append(Tile("goodput", readable.share(good), remark))
     remaining = total_steps(run) - metrics.last_step
     pace = _pace(metrics)
     if state != "finished" and remaining > 0 and pace is not None:
-        left = figures.duration(remaining * pace)
+        left = readable.duration(remaining * pace)
         if state == "running":
             last = run.sessions[-1].ended if run.sessions else run.modified
-            arrival = f"{figures.moment(last + remaining * pace)} UTC"
+            arrival = f"{readable.moment(last + remaining * pace)} UTC"
             found.append(Tile("time left", left, arrival))
         else:
             found.append(Tile("work left", left, f"{remaining:,} steps at the last pace"))
@@ -147,8 +147,8 @@ def _speed(metrics: Metrics) -> list[Tile]:
         found.append(Tile("tokens per second", f"{np.median(speeds):,.0f}", f"median; {remark}"))
     if len(mfu):
         _, waits = metrics.series("data_wait_share")
-        remark = f"{figures.share(float(np.median(waits)))} waiting for data" if len(waits) else ""
-        found.append(Tile("MFU", figures.share(float(np.median(mfu))), f"median; {remark}"))
+        remark = f"{readable.share(float(np.median(waits)))} waiting for data" if len(waits) else ""
+        found.append(Tile("MFU", readable.share(float(np.median(mfu))), f"median; {remark}"))
     return found
 
 

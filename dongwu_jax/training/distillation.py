@@ -11,9 +11,9 @@ from dongwu_jax.config import ModelConfig, RunConfig
 from dongwu_jax.config.distillation import DistillationConfig
 from dongwu_jax.data.teacher_cache import IDS, LOG_PROBABILITIES
 from dongwu_jax.models.chunked_loss import sum_over_chunks
+from dongwu_jax.models.cross_entropy import token_cross_entropy, token_logits
 from dongwu_jax.models.divergence import token_divergence, top_divergence
 from dongwu_jax.models.llama import Llama
-from dongwu_jax.models.losses import token_cross_entropy, token_logits
 from dongwu_jax.models.parameters import Parameters, bind, logical_axes, parameter_tree
 from dongwu_jax.parallel.context import Attend
 from dongwu_jax.parallel.layout import teacher_sharding

@@ -5,8 +5,8 @@ from typing import Protocol
 
 import jax
 
+from dongwu_jax.models.cross_entropy import summed_next_token_losses
 from dongwu_jax.models.llama import Llama
-from dongwu_jax.models.losses import summed_next_token_losses
 from dongwu_jax.models.parameters import Parameters
 
 # tokens, labels: int32, loss_mask: float32; each [micro_batches, batch, length]; of packed samples

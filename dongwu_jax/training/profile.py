@@ -92,7 +92,7 @@ def profiled(
 
 def _write_table(folder: Path, steps: StepRange) -> None:
     from dongwu_jax.output_files import write_json_file
-    from dongwu_jax.profiling.kernels import as_record, kernel_table, read_kernels
+    from dongwu_jax.training.kernel_table import as_record, kernel_table, read_kernels
 
     logger.info("profiled steps %d to %d; the trace is in %s", steps.first, steps.last, folder)
     try:

@@ -26,7 +26,6 @@ from dongwu_jax.training.checkpoints import Checkpoints
 from dongwu_jax.training.compilation import keep_compiled_programs
 from dongwu_jax.training.damaged_checkpoints import set_damaged_aside
 from dongwu_jax.training.distillation import TeacherModel, make_distillation_loss
-from dongwu_jax.training.evaluation import evaluate
 from dongwu_jax.training.gate import abstract_gate
 from dongwu_jax.training.gradients import Objective
 from dongwu_jax.training.host_memory import make_host_memory_ready
@@ -46,6 +45,7 @@ from dongwu_jax.training.stepping import Stepping
 from dongwu_jax.training.stragglers import Stragglers
 from dongwu_jax.training.throughput import Throughput
 from dongwu_jax.training.trained_weights import Frozen
+from dongwu_jax.training.validation import evaluate
 from dongwu_jax.training.watchdog import Watchdog, make_watchdog
 from dongwu_jax.training.weight_check import WeightCheck
 

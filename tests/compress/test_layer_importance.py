@@ -10,7 +10,7 @@ from reference_models import TOKENIZER_VOCAB, random_llama, save, train_tiny_tok
 
 from dongwu_jax.compress.layer_importance import loss_rises
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.inference import load_model
+from dongwu_jax.interop.loaded_model import load_model
 
 LAYERS = 4
 

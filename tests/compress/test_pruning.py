@@ -23,7 +23,7 @@ from dongwu_jax.compress.selection import BlockSelection, Selection, everything
 from dongwu_jax.compress.shapes import Shape, check_shape, parse_target, shape_of
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.inference import load_model
+from dongwu_jax.interop.loaded_model import load_model
 from dongwu_jax.interop.loading import load_parameters
 from dongwu_jax.interop.sources import open_source
 

@@ -14,8 +14,8 @@ from reference_models import TOKENIZER_VOCAB, random_llama, save, train_tiny_tok
 from dongwu_jax.compress.candidates import CLOSEST, candidate_shapes
 from dongwu_jax.compress.choosing import choose
 from dongwu_jax.compress.importance import Importance
-from dongwu_jax.compress.search import kept_importance
 from dongwu_jax.compress.selection import everything
+from dongwu_jax.compress.shape_search import kept_importance
 from dongwu_jax.compress.shapes import Shape, parse_target
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.data.indexed_dataset_writer import IndexedDatasetWriter

@@ -30,7 +30,7 @@ from dongwu_jax.evaluate.fineval import (
 from dongwu_jax.evaluate.harness import TASKS_FOLDER, run_tasks
 from dongwu_jax.evaluate.scoring import Scorer
 from dongwu_jax.evaluate.statistics import mcnemar, wilson_interval
-from dongwu_jax.interop.inference import load_model
+from dongwu_jax.interop.loaded_model import load_model
 
 TAX_LAW = next(subject for subject in SUBJECTS if subject.name == "tax_law")
 HEADER = ["id", "question", "A", "B", "C", "D", "answer", "explanation"]

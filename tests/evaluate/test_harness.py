@@ -31,7 +31,7 @@ from dongwu_jax.evaluate.harness import run_tasks
 from dongwu_jax.evaluate.scoring import Scorer
 from dongwu_jax.generate import _continue
 from dongwu_jax.interop.hf_tokenizer import write_hugging_face_tokenizer
-from dongwu_jax.interop.inference import load_model
+from dongwu_jax.interop.loaded_model import load_model
 from dongwu_jax.interop.sources import open_source
 
 lm_eval = pytest.importorskip("lm_eval")

@@ -22,7 +22,7 @@ from dongwu_jax.data.tokenizers import load_tokenizer
 from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.passkey import even_depths, make_cases, measure
 from dongwu_jax.evaluate.scoring import Scorer, Scores
-from dongwu_jax.interop.inference import load_model
+from dongwu_jax.interop.loaded_model import load_model
 from dongwu_jax.interop.sources import open_source
 
 TOOL = Path(__file__).parents[2] / "tools/evaluate.py"

@@ -8,7 +8,7 @@ from reference_models import TOKENIZER_VOCAB, random_llama, save, train_tiny_tok
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.scoring import Scorer
-from dongwu_jax.interop.inference import load_model
+from dongwu_jax.interop.loaded_model import load_model
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.models.attention import causal_attention
-from dongwu_jax.models.losses import summed_next_token_losses
+from dongwu_jax.models.cross_entropy import summed_next_token_losses
 from dongwu_jax.models.parameters import (
     abstract_parameters,
     bind,

@@ -10,9 +10,9 @@ from runs import BASE
 
 from dongwu_jax.config import RunConfig, load_config
 from dongwu_jax.plan.cluster import find_gpu
+from dongwu_jax.plan.layout_search import sketch_layouts
 from dongwu_jax.plan.planning import Plan
 from dongwu_jax.plan.report import plan_as_json, print_ranking
-from dongwu_jax.plan.search import sketch_layouts
 
 
 @pytest.fixture

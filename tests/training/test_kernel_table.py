@@ -2,7 +2,7 @@
 
 import pytest
 
-from dongwu_jax.profiling import kernels
+from dongwu_jax.training import kernel_table as kernels
 
 EVENTS = [
     ("nvjet_sm90_tst_128x160_64x5_2x1_v_bz_NNT", 0.0, 2.0),

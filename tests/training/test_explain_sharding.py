@@ -9,7 +9,7 @@ from runs import run_config
 
 from dongwu_jax.models.parameters import named_parameters
 from dongwu_jax.parallel.layout import make_sharding
-from dongwu_jax.training.explain import explain_sharding
+from dongwu_jax.training.explain_sharding import explain_sharding
 from dongwu_jax.training.state import StartingPoint, initial_state
 
 

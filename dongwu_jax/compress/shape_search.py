@@ -20,7 +20,7 @@ from dongwu_jax.compress.selection import Selection
 from dongwu_jax.compress.shapes import Shape, parameter_count, resized, shape_of
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.evaluate.progress import token_bar
-from dongwu_jax.interop.inference import LoadedModel
+from dongwu_jax.interop.loaded_model import LoadedModel
 from dongwu_jax.interop.loading import load_parameters
 from dongwu_jax.interop.model_source import ModelSource
 from dongwu_jax.interop.sources import open_source

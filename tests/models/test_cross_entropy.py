@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from dongwu_jax.config import ModelConfig
-from dongwu_jax.models.losses import (
+from dongwu_jax.models.cross_entropy import (
     next_token_losses,
     summed_next_token_losses,
     token_cross_entropy,
