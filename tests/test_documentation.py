@@ -155,14 +155,11 @@ def test_commands_have_the_flags_and_settings_that_they_are_given(page: Path):
     assert wrong == []
 
 
-# Of other programs: Megatron-LM, vLLM, sbatch.
-FOREIGN_FLAGS = {
-    "--dist-ckpt-optim-fully-reshardable",
-    "--no-load-optim",
-    "--rotary-seq-len-interpolation-factor",
-    "--use-checkpoint-args",
-    "--no-enable-chunked-prefill",
-    "--partition",
+FOREIGN_FLAGS = {  # of Megatron-LM, vLLM, sbatch and docker
+    *("--dist-ckpt-optim-fully-reshardable", "--no-load-optim", "--use-checkpoint-args"),
+    *("--rotary-seq-len-interpolation-factor", "--no-enable-chunked-prefill", "--partition"),
+    *("--user", "--init", "--stop-timeout", "--restart", "--rm", "--shm-size", "--entrypoint"),
+    *("--network", "--device", "--ulimit", "--secret", "--build-arg"),
 }
 DELIBERATE = {"model.num_layer"}  # misspelled to show the error
 
