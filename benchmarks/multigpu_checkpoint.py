@@ -2,8 +2,9 @@
 
     python benchmarks/multigpu_checkpoint.py GPUS FOLDER [--rehearse]      (multigpu.py calls it)
 
-13B, as many layers as `multigpu_cases.py` puts on so many GPUs. Prints one JSON line: gigabytes,
-how long training stands still, until all is written, and until all is read back by another process.
+13B, as many layers as `multigpu_cases.py` puts on so many GPUs. Prints a JSON line when all is
+written (gigabytes, how long training stands still, until all is written, until it has checksums),
+and another when a second process has read it back.
 """
 
 import argparse
@@ -55,8 +56,9 @@ def _both() -> int:
             print(json.dumps(figures | {"failed": part, "error": child.stderr[-2000:]}))
             return 1
         figures |= json.loads(child.stdout.splitlines()[-1])
-    figures["equal"] = figures.pop("sum_written") == figures.pop("sum_read")
-    print(json.dumps(figures))
+        if part == "read":
+            figures["equal"] = figures.pop("sum_written") == figures.pop("sum_read")
+        print(json.dumps(figures), flush=True)
     return 0
 
 
@@ -69,12 +71,16 @@ def _write(config: RunConfig) -> dict[str, Any]:
     started = time.perf_counter()
     checkpoints.save(now, config, {}, ())
     stalled = time.perf_counter() - started
+    while checkpoints.latest_step is None:
+        time.sleep(0.05)
+    written = time.perf_counter() - started
     checkpoints.wait()
     figures = {
         "gigabytes": round(12 * parameter_count(state.parameters) / 1e9, 2),
         "layers": config.model.num_layers,
         "stalled_seconds": round(stalled, 2),
-        "written_seconds": round(time.perf_counter() - started, 2),
+        "written_seconds": round(written, 2),
+        "with_checksums_seconds": round(time.perf_counter() - started, 2),
         "sum_written": _checksum(state),
     }
     checkpoints.close()
