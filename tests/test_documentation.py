@@ -18,7 +18,7 @@ PAGES = sorted(
     path for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md") for path in ROOT.glob(pattern)
 )
 SECTIONS = {section.name for section in sections()}
-SETTINGS = {setting.name for section in sections() for setting in section.settings}
+SETTINGS = {setting.name: setting for section in sections() for setting in section.settings}
 FOLDERS = ("benchmarks", "configs", "docs", "dongwu_jax", "examples", "tests", "tools")
 ROOMS = tuple(path.name for path in (ROOT / "dongwu_jax").iterdir() if path.is_dir())
 
@@ -195,6 +195,16 @@ def test_settings_in_the_prose_exist(page: Path):
             )
             if not is_file and name not in DELIBERATE and not known_setting(name):
                 wrong.append(name)
+    assert wrong == []
+
+
+@each_page
+def test_a_number_behind_a_setting_is_its_default(page: Path):
+    """As in `guards.hang_timeout_factor` (10)."""
+    wrong = []
+    for name, number in re.findall(r"`([a-z_.]+)` \((\d[\d.]*)[;)]", prose(page)):
+        if name in SETTINGS and float(number) != float(SETTINGS[name].default or "nan"):
+            wrong.append(f"{name} ({number})")
     assert wrong == []
 
 
