@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import select
 import signal
 import sys
@@ -16,6 +17,7 @@ from dongwu_jax.errors import UserError
 
 _READER_IS_GONE = exit_codes.BY_SIGNAL + signal.SIGPIPE
 _CHATTY_LIBRARIES = ("absl", "jax", "orbax", "grain", "lm_eval", "datasets", "matplotlib")
+_BYTES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 def run_command_line(main: Callable[[], int | None]) -> None:
@@ -85,6 +87,14 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def size_in_bytes(text: str) -> int:
+    """An argparse type: the bytes that a text such as 500MB, 5GB or 2GiB means, at least 1."""
+    match = re.fullmatch(r"(\d+)\s*(?:([KMG]I?)?B)?", text.strip(), re.IGNORECASE)
+    if match is None or int(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500MB, 5GB or 2GiB")
+    return int(match[1]) * _BYTES[(match[2] or "").upper()]
 
 
 def number(text: str) -> float:

@@ -51,14 +51,26 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: it cannot be read, is too large, or is not JSON.
     """
+    return parse_json(read_text(path), str(path))
+
+
+def parse_json(text: str, place: str) -> Any:
+    """What a JSON text says.
+
+    Args:
+        place: where it stands, for the error: a file, or file and line.
+
+    Raises:
+        UserError: it is not JSON, or more than can be read of it.
+    """
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: is not JSON: {error}") from None
+        raise UserError(f"{place}: is not JSON: {error}") from None
     except RecursionError:
-        raise UserError(f"{path}: is nested too deeply; copy the file again") from None
+        raise UserError(f"{place}: is nested too deeply to be data; was it damaged?") from None
     except ValueError as error:  # a whole number of thousands of digits
-        raise UserError(f"{path}: holds a number that is too long: {error}") from None
+        raise UserError(f"{place}: holds a number that is too long: {error}") from None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

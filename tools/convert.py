@@ -16,13 +16,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from dongwu_jax.command_line import positive_int, run_command_line
+from dongwu_jax.command_line import positive_int, run_command_line, size_in_bytes
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.conversion import TARGET_FORMATS, TargetOptions
 from dongwu_jax.interop.conversion_job import Conversion, print_source_structure, run_conversion
 from dongwu_jax.interop.megatron.tensors import NAMINGS
 from dongwu_jax.interop.quantization import QUANTIZATIONS
-from dongwu_jax.interop.sizes import parse_bytes
 from dongwu_jax.interop.sources import CORRECTABLE
 from dongwu_jax.interop.targets import DTYPE_NAMES
 
@@ -49,11 +48,10 @@ def main(command_line: list[str] | None = None) -> int:
         return 0
     if arguments.target is None or arguments.to_format is None:
         parser.error("--to and --to-format say what to write")
+    usual = parser.parse_args(["--from", ""])
     for flag, formats in _ONLY_FOR.items():
         name = flag.removeprefix("--").replace("-", "_")
-        if arguments.to_format not in formats and getattr(arguments, name) != parser.get_default(
-            name
-        ):
+        if arguments.to_format not in formats and getattr(arguments, name) != getattr(usual, name):
             print(f"{flag} has no effect on {arguments.to_format}")
     run_conversion(_conversion(arguments))
     return 0
@@ -64,7 +62,7 @@ def _conversion(arguments: argparse.Namespace) -> Conversion:
         format=arguments.to_format,
         dtype=DTYPE_NAMES[arguments.dtype] if arguments.dtype else None,
         tokenizer=arguments.tokenizer,
-        max_shard_bytes=parse_bytes(arguments.max_shard_size, "--max-shard-size"),
+        max_shard_bytes=arguments.max_shard_size,
         weights=arguments.hf_weights,
         quantize=arguments.quantize,
         naming=arguments.target_naming,
@@ -181,6 +179,7 @@ def _add_target_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-shard-size",
+        type=size_in_bytes,
         default="5GB",
         metavar="SIZE",
         help="hf: largest weight file, e.g. 500MB or 2GiB (default 5GB)",

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from dongwu_jax.data.chat_template import ChatTemplate, Message
 from dongwu_jax.data.document_encoder import EncodedBlock, EncodedDocuments
 from dongwu_jax.data.indexed_dataset import token_dtype
-from dongwu_jax.data.jsonl import LineBlock, block_lines
+from dongwu_jax.data.jsonl import LineBlock, block_lines, parse_object
 from dongwu_jax.data.tokenizers import HuggingFaceTokenizer, load_tokenizer, tokenizer_files
 from dongwu_jax.errors import UserError
 
@@ -154,12 +153,7 @@ def parse_conversation(line: bytes, place: str) -> list[Message]:
     Raises:
         UserError: naming the place, and what is wrong.
     """
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise UserError(f"{place}: is not JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{place}: must be a JSON object")
+    record = parse_object(line, place)
     if "messages" in record:
         return _checked(record["messages"], place)
     if "prompt" in record and "response" in record:

@@ -14,6 +14,7 @@ import orjson
 import zstandard
 
 from dongwu_jax.errors import UserError
+from dongwu_jax.input_files import parse_json
 
 _BLOCK_BYTES = 1 << 20
 _MAX_LINE_BYTES = 1 << 28  # one document; beyond it the file is hardly JSON lines
@@ -116,13 +117,26 @@ def parse_texts(line: bytes, keys: Sequence[str], path: Path, number: int) -> li
         UserError: naming file and line: not UTF-8, not a JSON object, a key is missing, or its
             value is neither a string nor a list of strings.
     """
+    record = parse_object(line, f"{path}:{number}")
+    return [_texts_of(record, key, path, number) for key in keys]
+
+
+def parse_object(line: bytes, place: str) -> dict[str, Any]:
+    """The JSON object of one line.
+
+    Args:
+        place: file and line, for the error.
+
+    Raises:
+        UserError: it is not UTF-8, or not a JSON object.
+    """
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:  # also for NaN and long integers, which json accepts
-        record = _parse_leniently(line, f"{path}:{number}")
+        record = _parse_leniently(line, place)
     if not isinstance(record, dict):
-        raise UserError(f"{path}:{number}: must be a JSON object, not a {type(record).__name__}")
-    return [_texts_of(record, key, path, number) for key in keys]
+        raise UserError(f"{place}: must be a JSON object, not a {type(record).__name__}")
+    return record
 
 
 def _texts_of(record: dict[str, Any], key: str, path: Path, number: int) -> list[str]:
@@ -146,7 +160,7 @@ def _texts_of(record: dict[str, Any], key: str, path: Path, number: int) -> list
 def _parse_leniently(line: bytes, place: str) -> Any:
     """Parse what the strict parser refused, or explain what is wrong with it."""
     try:
-        record = json.loads(line.decode())
+        record = parse_json(line.decode(), place)
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: is not UTF-8 at byte {error.start}; convert the file") from None
@@ -154,12 +168,6 @@ def _parse_leniently(line: bytes, place: str) -> Any:
         raise UserError(
             f"{place}: holds half of a surrogate pair (\\ud800 to \\udfff), which is no character"
         ) from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}: is not JSON: {error.msg} at character {error.pos + 1}") from None
-    except RecursionError:
-        raise UserError(f"{place}: is nested too deeply") from None
-    except ValueError as error:  # a whole number of thousands of digits
-        raise UserError(f"{place}: holds a number that is too long: {error}") from None
     return record
 
 

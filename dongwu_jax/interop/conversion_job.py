@@ -1,6 +1,6 @@
 """A conversion from start to end, as command lines run it: say what is found, convert, report."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from dongwu_jax.interop.megatron.export import MegatronTarget
 from dongwu_jax.interop.megatron.export_arguments import OLD_ROTARY_BASE, start_flags
 from dongwu_jax.interop.model_source import MEGATRON_FORMATS, ModelSource
 from dongwu_jax.interop.sources import correct_config, open_source
-from dongwu_jax.interop.structure import print_structure
 from dongwu_jax.interop.targets import ModelTarget
 
 
@@ -49,7 +48,7 @@ def run_conversion(conversion: Conversion) -> None:
         if conversion.options.virtual_pipeline > 1 == conversion.options.pipeline_parallel:
             print("  note: Megatron trains virtual stages only with 2 or more pipeline ranks")
         if conversion.print_structure:
-            print_structure(
+            _print_structure(
                 (f"{file.path}/{name}", shape)
                 for file in target.files()
                 for name, shape in file.tensors
@@ -72,9 +71,27 @@ def print_source_structure(path: Path, base_weights: Path | None) -> None:
     source = open_source(path, base_weights)
     try:
         _describe(path, source)
-        print_structure((name, shape) for name, shape, _ in source.stored())
+        _print_structure((name, shape) for name, shape, _ in source.stored())
     finally:
         source.close()
+
+
+def _print_structure(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+    """Print each key once, indented below the keys that hold it, and the shapes of tensors.
+
+    Args:
+        tensors: name, nested keys joined by `/`, and shape.
+    """
+    open_keys: list[str] = []
+    for name, shape in tensors:
+        *parents, leaf = name.split("/")
+        shared = 0
+        while shared < min(len(parents), len(open_keys)) and parents[shared] == open_keys[shared]:
+            shared += 1
+        for depth in range(shared, len(parents)):
+            print(f"{'  ' * depth}{parents[depth]}")
+        print(f"{'  ' * len(parents)}{leaf}: {list(shape)}")
+        open_keys = parents
 
 
 def _describe(path: Path, source: ModelSource) -> None:

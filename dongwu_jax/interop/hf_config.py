@@ -7,7 +7,6 @@ from pydantic import ValidationError
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
-from dongwu_jax.input_files import read_json_object
 from dongwu_jax.interop.hf_rope import read_rope, write_rope
 from dongwu_jax.interop.quantization_config import read_quantization_config
 
@@ -16,20 +15,11 @@ Json = dict[str, Any]
 _SUPPORTED = ("llama", "mistral", "qwen2")
 
 
-def read_hugging_face_config(path: Path) -> ModelConfig:
-    """The architecture that a `config.json` describes.
-
-    Raises:
-        UserError: a field is missing, or asks for something that a Llama of ours cannot do.
-    """
-    return parse_hugging_face_config(read_json_object(path), path)
-
-
 def parse_hugging_face_config(fields: Json, path: Path) -> ModelConfig:
     """The architecture that the content of the `config.json` at `path` describes.
 
     Raises:
-        UserError: as `read_hugging_face_config`.
+        UserError: a field is missing, or asks for something that a Llama of ours cannot do.
     """
     _check_supported(fields, path)
     length = _required(fields, "max_position_embeddings", path)

@@ -1,10 +1,11 @@
 """Weights that a training run starts from, and the architecture that comes with them."""
 
+import functools
 import logging
 from pathlib import Path
 
 from dongwu_jax.config import ModelConfig, RunConfig, parse_config
-from dongwu_jax.interop.loading import load_parameters, resolve_model_config
+from dongwu_jax.interop.loading import load_and_close, resolve_model_config
 from dongwu_jax.interop.megatron.continuation import Continuation
 from dongwu_jax.interop.model_source import ModelSource
 from dongwu_jax.interop.sources import open_source
@@ -50,11 +51,7 @@ def _from_weights(config: RunConfig, origin: Path) -> tuple[RunConfig, StartingP
     resolved = _with_model(config, _known_model(source, config.model, origin), str(origin))
 
     def load(model: ModelConfig, shardings: Parameters) -> Parameters:
-        logger.info("loading %s weights (%s) from %s", source.format, source.dtype, origin)
-        try:
-            loaded = load_parameters(source.read, model, shardings)
-        finally:
-            source.close()
+        loaded = load_and_close(source, origin, model, shardings)
         return initial_parameters(model, seed, shardings, _NO_PART_OF_MODELS) | loaded
 
     return resolved, StartingPoint(load)
@@ -66,14 +63,7 @@ def _beneath_adapters(config: RunConfig, origin: Path) -> tuple[RunConfig, Start
     resolved = _with_model(config, _known_model(source, config.model, origin), str(origin))
     # As a checkpoint of adapters is to find it, from wherever it is read.
     training = resolved.training.model_copy(update={"initial_weights": origin.absolute()})
-
-    def load(model: ModelConfig, shardings: Parameters, dtype: str) -> Parameters:
-        logger.info("loading %s weights (%s) from %s", source.format, source.dtype, origin)
-        try:
-            return load_parameters(source.read, model, shardings, dtype=dtype)
-        finally:
-            source.close()
-
+    load = functools.partial(load_and_close, source, origin)
     return resolved.model_copy(update={"training": training}), StartingPoint(load_base=load)
 
 

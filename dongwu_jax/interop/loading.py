@@ -1,7 +1,9 @@
 """Weights of a model on devices, and the architecture of a run that starts from them."""
 
 import functools
+import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import numpy as np
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
+from dongwu_jax.interop.model_source import ModelSource
 from dongwu_jax.interop.targets import ReadTensor
 from dongwu_jax.interop.tensors import model_tensors
 from dongwu_jax.models.parameters import (
@@ -19,6 +22,8 @@ from dongwu_jax.models.parameters import (
     parameter_tree,
 )
 from dongwu_jax.parallel.sharding import LogicalAxes
+
+logger = logging.getLogger(__name__)
 
 # What may differ between a run and the weights that it starts from.
 _RUN_MAY_CHANGE = (
@@ -97,6 +102,28 @@ def load_parameters(
         )
         progress(name)
     return parameter_tree(loaded)
+
+
+def load_and_close(
+    source: ModelSource,
+    origin: Path,
+    config: ModelConfig,
+    shardings: Parameters,
+    dtype: str = "float32",
+    what: str = "weights",
+) -> Parameters:
+    """All weights of an open source, which is said in the log; the source is closed.
+
+    Args:
+        origin: where it was found, for the log.
+        config, shardings, dtype: see `load_parameters`.
+        what: the weights are to the run, for the log.
+    """
+    logger.info("loading %s (%s, %s) from %s", what, source.format, source.dtype, origin)
+    try:
+        return load_parameters(source.read, config, shardings, dtype=dtype)
+    finally:
+        source.close()
 
 
 def _part(values: np.ndarray, dtype: str, index: tuple[slice, ...]) -> np.ndarray:

@@ -1,16 +1,16 @@
 """The teacher of a run: found, held against the student, and loaded when there are devices."""
 
+import functools
 import logging
 from pathlib import Path
 
-from dongwu_jax.config import ModelConfig, RunConfig, parse_config
+from dongwu_jax.config import RunConfig, parse_config
 from dongwu_jax.config.distillation import DistillationConfig
 from dongwu_jax.data.tokenizers import check_same_tokens, load_tokenizer
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.loading import load_parameters
+from dongwu_jax.interop.loading import load_and_close
 from dongwu_jax.interop.model_source import ModelSource
 from dongwu_jax.interop.sources import open_source
-from dongwu_jax.models.parameters import Parameters
 from dongwu_jax.training.distillation import TeacherModel
 
 logger = logging.getLogger(__name__)
@@ -34,14 +34,7 @@ def resolve_teacher(config: RunConfig) -> tuple[RunConfig, TeacherModel | None]:
         return config, None
     source = open_source(origin)
     check_teacher(source, origin, config)
-
-    def load(model: ModelConfig, shardings: Parameters, dtype: str) -> Parameters:
-        logger.info("loading the teacher (%s, %s) from %s", source.format, source.dtype, origin)
-        try:
-            return load_parameters(source.read, model, shardings, dtype=dtype)
-        finally:
-            source.close()
-
+    load = functools.partial(load_and_close, source, origin, what="the teacher")
     # Padding like the student's, so that both speak of the same rows.
     like_student = ("padded_vocab_size", "padded_vocab_in_softmax")
     model = source.config.model_copy(

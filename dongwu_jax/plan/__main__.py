@@ -33,7 +33,8 @@ def _plan(config: RunConfig, options: argparse.Namespace) -> None:
     from dongwu_jax.plan.cluster import find_gpu
     from dongwu_jax.plan.deviceless import choose_backend
     from dongwu_jax.plan.planning import compile_plan, sketch_plan
-    from dongwu_jax.plan.report import plan_as_json, print_plan
+    from dongwu_jax.plan.record import plan_as_json
+    from dongwu_jax.plan.report import print_plan
 
     backend, gpu = choose_backend(options.backend), find_gpu(options.gpu)
     sketch = sketch_plan(config, gpu, options.devices, _network(options))
@@ -56,7 +57,8 @@ def _search(config: RunConfig, options: argparse.Namespace) -> None:
         sketch_layouts,
     )
     from dongwu_jax.plan.planning import Plan
-    from dongwu_jax.plan.report import plan_as_json, print_ranking
+    from dongwu_jax.plan.record import plan_as_json
+    from dongwu_jax.plan.report import print_ranking
 
     backend, gpu = choose_backend(options.backend), find_gpu(options.gpu)
     with _progress() as progress:

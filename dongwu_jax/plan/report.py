@@ -1,18 +1,17 @@
-"""A plan as text and as JSON."""
+"""A plan as text for a person."""
 
-from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from dongwu_jax.models.flops import flops_per_token
 from dongwu_jax.parallel.mesh import MESH_AXES
 from dongwu_jax.plan.cluster import GPUS_PER_HOST, LINK_EFFICIENCY
 from dongwu_jax.plan.compiling import CompiledStep
 from dongwu_jax.plan.layout_search import layout_overrides
 from dongwu_jax.plan.memory import POOL_SHARE
 from dongwu_jax.plan.planning import Plan
+from dongwu_jax.plan.record import CONVENTIONS, flops_per_gpu, mfu
 from dongwu_jax.plan.step_time import bubble
 
 _GIB = 2**30
@@ -20,7 +19,6 @@ _GIB = 2**30
 # were above what it needs (docs/plan.md, two GPUs).
 _UNCERTAIN_SHARE = 0.15
 _ABOVE_COMPILED = 0.1
-_CONVENTIONS = ("V1", "V2", "V3")
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -59,7 +57,7 @@ def print_ranking(plans: list[Plan], considered: int, console: Console) -> None:
             f"{plan.peak_bytes / _GIB:.1f}",
             "yes" if plan.fits else "no",
             f"{time.total:.2f}",
-            f"{_mfu(plan, 'V2'):.1%}",
+            f"{mfu(plan, 'V2'):.1%}",
             f"{time.tokens_per_day_per_host / 1e9:.2f}",
         )
     console.print(table)
@@ -73,37 +71,6 @@ def _schedule(plan: Plan) -> tuple[str, str]:
         return "", ""
     together = plan.config.pipeline_micro_batches(plan.device_count)
     return str(plan.config.training.virtual_stages), str(together)
-
-
-def plan_as_json(plan: Plan) -> dict[str, Any]:
-    """Every figure of the plan; bytes, seconds and FLOPs of one device and one step."""
-    time = plan.step_time
-    return {
-        "gpu": plan.cluster.gpu.key,
-        "devices": plan.device_count,
-        "mesh": plan.cluster.mesh_shape,
-        "overrides": layout_overrides(plan.config),
-        "remat": plan.config.training.remat,
-        "micro_batch_size": plan.config.training.micro_batch_size,
-        "parameters": plan.parameters,
-        "fits": plan.fits,
-        "peak_bytes": plan.peak_bytes,
-        "usable_bytes": plan.usable_bytes,
-        "memory_estimate": asdict(plan.estimate) | {"total": plan.estimate.total},
-        "compiled": None if plan.compiled is None else asdict(plan.compiled),
-        "out_of_memory": plan.out_of_memory,
-        "collectives": [asdict(total) for total in plan.collectives],
-        "flops_per_token": {
-            convention: flops_per_token(
-                plan.config.model, plan.config.data.sequence_length, convention
-            )
-            for convention in _CONVENTIONS
-        },
-        "wrongly_taken_as_split": plan.wrongly_taken_as_split,
-        "step_time": asdict(time) | {"total": time.total},
-        "mfu": {convention: _mfu(plan, convention) for convention in _CONVENTIONS},
-        "tokens_per_day_per_8_gpus": time.tokens_per_day_per_host,
-    }
 
 
 def _heading(plan: Plan) -> str:
@@ -258,23 +225,13 @@ def _rule_notes(plans: list[Plan]) -> list[str]:
 def _utilisation(plan: Plan) -> list[str]:
     """FLOPs, TFLOP/s and MFU in each convention."""
     lines = []
-    for convention in _CONVENTIONS:
-        per_gpu = _flops_per_gpu(plan, convention)
+    for convention in CONVENTIONS:
+        per_gpu = flops_per_gpu(plan, convention)
         lines.append(
             f"by {convention}: {per_gpu / 1e15:.2f} PFLOP a step and GPU, "
-            f"{per_gpu / plan.step_time.total / 1e12:.0f} TFLOP/s, MFU {_mfu(plan, convention):.1%}"
+            f"{per_gpu / plan.step_time.total / 1e12:.0f} TFLOP/s, MFU {mfu(plan, convention):.1%}"
         )
     return lines
-
-
-def _flops_per_gpu(plan: Plan, convention: str) -> float:
-    each = flops_per_token(plan.config.model, plan.config.data.sequence_length, convention)
-    return each * plan.step_time.tokens / plan.device_count
-
-
-def _mfu(plan: Plan, convention: str) -> float:
-    achieved = _flops_per_gpu(plan, convention) / plan.step_time.total
-    return achieved / plan.cluster.gpu.peak_flops
 
 
 def _assumptions(plan: Plan) -> str:

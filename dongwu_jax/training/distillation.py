@@ -1,6 +1,5 @@
 """Losses that compare a model's predictions with a bigger model's."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from dongwu_jax.parallel.layout import teacher_sharding
 from dongwu_jax.parallel.sharding import LogicalSharding, current_sharding, local_to
 from dongwu_jax.training.attention import attend_within, attention_of
 from dongwu_jax.training.losses import Batch, Losses, LossFunction
+from dongwu_jax.training.state import LoadFrozen
 
 
 @dataclass(frozen=True)
@@ -180,16 +180,12 @@ def _distance(model: Llama, hidden: jax.Array, seen: jax.Array) -> jax.Array:
     return 1 - jnp.sum(own * seen, axis=-1) / jnp.maximum(lengths, 1e-6)
 
 
-LoadTeacher = Callable[[ModelConfig, Parameters, str], Parameters]
-"""Gives weights from the model config, the sharding of each, and the dtype of matrices."""
-
-
 @dataclass(frozen=True)
 class TeacherModel:
     """A teacher before it is on any device."""
 
     config: ModelConfig
-    load: LoadTeacher
+    load: LoadFrozen
 
 
 def make_distillation_loss(

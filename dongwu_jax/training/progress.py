@@ -7,8 +7,7 @@ from contextlib import contextmanager
 import jax
 
 from dongwu_jax.config import RunConfig
-from dongwu_jax.training.reporting import Reports
-from dongwu_jax.training.reports import Metrics, open_reports
+from dongwu_jax.training.reports import Metrics, Reports, open_reports
 from dongwu_jax.training.run_log import RunLog
 from dongwu_jax.training.stragglers import Stragglers
 from dongwu_jax.training.throughput import Stopwatch, Throughput
@@ -46,7 +45,7 @@ class Progress:
         self.last_finished = self._last_reported = first
         self._always_reported = {first + 1, last}
         if jax.process_index() == 0:
-            self._reports = Reports(open_reports(self._config, first, resumed))
+            self._reports = open_reports(self._config, first, resumed)
 
     def begin_steps(self) -> None:
         """What comes before the first step does not count as its time."""

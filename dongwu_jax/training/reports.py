@@ -1,9 +1,9 @@
 """Where metrics go: the console, metrics.jsonl, TensorBoard, Weights & Biases, Prometheus."""
 
-import json
-import os
+import logging
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dongwu_jax.config import RunConfig
 from dongwu_jax.errors import UserError
+from dongwu_jax.training.metrics_file import MetricsFile
+
+logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 
@@ -24,7 +27,7 @@ class Report(Protocol):
     def close(self) -> None: ...
 
 
-def open_reports(config: RunConfig, start_step: int, resumed: bool) -> list[Report]:
+def open_reports(config: RunConfig, start_step: int, resumed: bool) -> "Reports":
     """The reports that the configuration asks for; call on one process only.
 
     Args:
@@ -34,7 +37,7 @@ def open_reports(config: RunConfig, start_step: int, resumed: bool) -> list[Repo
     reports: list[Report] = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        reports.append(JsonLinesReport(directory / "metrics.jsonl", start_step, resumed))
+        reports.append(MetricsFile(directory / "metrics.jsonl", start_step, resumed))
         if config.logging.tensorboard:
             reports.append(TensorBoardReport(directory / "tensorboard", start_step))
     except (OSError, UnicodeDecodeError) as error:
@@ -46,7 +49,35 @@ def open_reports(config: RunConfig, start_step: int, resumed: bool) -> list[Repo
     if config.logging.prometheus_port is not None:
         port, address = config.logging.prometheus_port, config.logging.prometheus_address
         reports.append(PrometheusReport(port, address, config.steps))
-    return [ConsoleReport(config.steps, start_step), *reports]
+    return Reports([ConsoleReport(config.steps, start_step), *reports])
+
+
+class Reports:
+    """All reports of a run: one that cannot be written is said, and the run goes on."""
+
+    def __init__(self, reports: Sequence[Report] = ()):
+        self._reports = reports
+        self._failing: set[Report] = set()
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        """Report the metrics of a step."""
+        for report in self._reports:
+            self._try(report, lambda report=report: report.write(step, metrics))  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Write what is still to be written."""
+        for report in self._reports:
+            self._try(report, report.close)
+
+    def _try(self, report: Report, write: Callable[[], None]) -> None:
+        try:
+            write()
+            self._failing.discard(report)
+        except OSError as error:  # a full disk, a reader of the output that is gone
+            if report not in self._failing:
+                name = type(report).__name__
+                logger.warning("%s: cannot be written: %s; the run goes on", name, error)
+            self._failing.add(report)
 
 
 class ConsoleReport:
@@ -95,58 +126,6 @@ def _describe(metrics: Metrics) -> list[str]:
         "mfu": "MFU {:.1%}",
     }
     return [form.format(metrics[name]) for name, form in formats.items() if name in metrics]
-
-
-class JsonLinesReport:
-    """One JSON object a step; a resumed run replaces what it is going to do again.
-
-    `time` is in seconds since the epoch.
-    """
-
-    def __init__(self, path: Path, start_step: int, resumed: bool):
-        if path.exists() and not resumed:
-            _set_aside(path)
-        elif path.exists():
-            _drop_lines_after(path, start_step)
-        self._file = path.open("a", encoding="utf-8")
-
-    def write(self, step: int, metrics: Metrics) -> None:
-        self._file.write(
-            json.dumps({"step": step, "time": round(time.time(), 3), **metrics}) + "\n"
-        )
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _set_aside(path: Path) -> None:
-    """Keep what another run, or one that began afresh, has written here: metrics.1.jsonl, ..."""
-    if path.stat().st_size:
-        number = 1
-        while (kept := path.with_suffix(f".{number}{path.suffix}")).exists():
-            number += 1
-        path.rename(kept)
-
-
-def _drop_lines_after(path: Path, step: int) -> None:
-    """Keep the complete lines of steps up to `step`."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            keep = json.loads(line)["step"] <= step
-        except json.JSONDecodeError:  # the last line of a killed run
-            continue
-        except (KeyError, TypeError):
-            raise UserError(
-                f"{path}: has a line that is no metrics of a run: {line[:60]!r}; move the file "
-                "away, or set logging.directory to another folder"
-            ) from None
-        if keep:
-            kept.append(line + "\n")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class TensorBoardReport:

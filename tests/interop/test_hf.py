@@ -24,7 +24,7 @@ from dongwu_jax.config import ModelConfig
 from dongwu_jax.config.rope_scaling import RopeScaling
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.atomic_folder import new_folder
-from dongwu_jax.interop.hf_config import hugging_face_config, read_hugging_face_config
+from dongwu_jax.interop.hf_config import hugging_face_config, parse_hugging_face_config
 from dongwu_jax.interop.hf_export import HuggingFaceTarget
 from dongwu_jax.interop.loading import load_parameters
 from dongwu_jax.interop.sources import open_source
@@ -48,9 +48,13 @@ LLAMA3 = YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_facto
 
 
 def _read(tmp_path, fields):
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(fields))
-    return read_hugging_face_config(path)
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    return _config_of(tmp_path)
+
+
+def _config_of(folder):
+    path = folder / "config.json"
+    return parse_hugging_face_config(json.loads(path.read_text()), path)
 
 
 def test_config_of_transformers_4(tmp_path):
@@ -65,7 +69,7 @@ def test_config_of_transformers_4(tmp_path):
 def test_config_of_transformers_5(tmp_path):
     rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6}
     transformers.LlamaConfig(**TINY, rope_parameters=rope, head_dim=16).save_pretrained(tmp_path)
-    config = read_hugging_face_config(tmp_path / "config.json")
+    config = _config_of(tmp_path)
     assert (config.rope_theta, config.rope_scaling, config.head_dim) == (
         1e6,
         RopeScaling(factor=4.0),
@@ -310,7 +314,7 @@ def test_an_export_is_read_back_as_the_same_model(tmp_path):
     folder.mkdir()
     target.write(folder, lambda name: np.asarray(weights[name]), lambda num_bytes: None)
     resolved = {"num_kv_heads": 4, "head_dim": 8, "padded_vocab_size": None}
-    assert read_hugging_face_config(folder / "config.json") == config.model_copy(update=resolved)
+    assert _config_of(folder) == config.model_copy(update=resolved)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     assert settings["model_max_length"] == 32768
 

@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.config.rope_scaling import RopeScaling
-from dongwu_jax.interop.hf_config import hugging_face_config, read_hugging_face_config
+from dongwu_jax.interop.hf_config import hugging_face_config, parse_hugging_face_config
 from dongwu_jax.models.rope_frequencies import (
     attention_factor,
     inverse_frequencies,
@@ -97,7 +97,7 @@ def test_what_is_written_is_read_as_the_same_positions(tmp_path, name):
     config = config_with(SCALINGS[name])
     path = tmp_path / "config.json"
     path.write_text(json.dumps(hugging_face_config(config, "float32", {})))
-    read = read_hugging_face_config(path)
+    read = parse_hugging_face_config(json.loads(path.read_text()), path)
     assert read.max_position_embeddings == 32768
     np.testing.assert_array_equal(inverse_frequencies(read), inverse_frequencies(config))
     assert attention_factor(read) == attention_factor(config)
@@ -120,7 +120,9 @@ def test_deepseeks_spelling_of_the_attention_factor(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(fields))
     theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**fields)).attention_scaling
-    assert attention_factor(read_hugging_face_config(path)) == pytest.approx(theirs)
+    assert attention_factor(
+        parse_hugging_face_config(json.loads(path.read_text()), path)
+    ) == pytest.approx(theirs)
 
 
 def test_a_missing_original_length_is_the_stated_one(tmp_path):
@@ -130,7 +132,7 @@ def test_a_missing_original_length_is_the_stated_one(tmp_path):
     del fields["rope_parameters"], fields["max_sequence_length"]
     path = tmp_path / "config.json"
     path.write_text(json.dumps(fields | {"rope_scaling": rope}))
-    read = read_hugging_face_config(path)
+    read = parse_hugging_face_config(json.loads(path.read_text()), path)
     assert read.max_position_embeddings == 16384
     theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**fields | {"rope_scaling": rope}))
     np.testing.assert_allclose(inverse_frequencies(read), theirs.inv_freq.numpy(), rtol=3e-7)

@@ -12,7 +12,8 @@ from dongwu_jax.config import RunConfig, load_config
 from dongwu_jax.plan.cluster import find_gpu
 from dongwu_jax.plan.layout_search import sketch_layouts
 from dongwu_jax.plan.planning import Plan
-from dongwu_jax.plan.report import plan_as_json, print_ranking
+from dongwu_jax.plan.record import plan_as_json
+from dongwu_jax.plan.report import print_ranking
 
 
 @pytest.fixture

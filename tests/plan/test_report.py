@@ -10,7 +10,8 @@ from runs import BASE
 from dongwu_jax.config import overlay, parse_config
 from dongwu_jax.plan.cluster import find_gpu
 from dongwu_jax.plan.planning import sketch_plan
-from dongwu_jax.plan.report import plan_as_json, print_plan, print_ranking
+from dongwu_jax.plan.record import plan_as_json
+from dongwu_jax.plan.report import print_plan, print_ranking
 
 
 @pytest.mark.parametrize(("tensor", "whole"), [(2, ["mlp", "vocab"]), (1, [])])

@@ -44,11 +44,9 @@ def test_gauges_hold_the_latest_values_of_each_metric():
 def test_a_configuration_opens_it(tmp_path):
     port = free_port()
     reports = open_reports(run_config(tmp_path, logging={"prometheus_port": port}), 0, False)
-    for report in reports:
-        report.write(2, {"loss": 1.0})
+    reports.write(2, {"loss": 1.0})
     assert scrape(port)["dongwu_jax_step"] == 2
-    for report in reports:
-        report.close()
+    reports.close()
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))

@@ -147,7 +147,7 @@ def test_metrics_that_cannot_be_written_do_not_end_the_run(straight, tmp_path, c
     trainer._progress.step_finished = watched
     with caplog.at_level(logging.WARNING):
         assert_same_state(trainer.run(), straight[0])
-    assert caplog.text.count("JsonLinesReport: cannot be written: [Errno 27]") == 1
+    assert caplog.text.count("MetricsFile: cannot be written: [Errno 27]") == 1
     assert losses(tmp_path) == losses(straight[1])  # even those: they were still in memory
 
 

@@ -13,10 +13,9 @@ Examples:
 import argparse
 from pathlib import Path
 
-from dongwu_jax.command_line import positive_int, run_command_line
+from dongwu_jax.command_line import positive_int, run_command_line, size_in_bytes
 from dongwu_jax.interop.conversion import TargetOptions
 from dongwu_jax.interop.conversion_job import Conversion, run_conversion
-from dongwu_jax.interop.sizes import parse_bytes
 from dongwu_jax.interop.targets import DTYPE_NAMES
 
 _WITHOUT_MEANING = {
@@ -48,8 +47,7 @@ def main(command_line: list[str] | None = None) -> int:
         print("--use_distributed_optimizer has no effect here: no optimizer state is written")
     dtype = DTYPE_NAMES[arguments.target_params_dtype] if arguments.target_params_dtype else None
     if to_hugging_face:
-        shard_bytes = parse_bytes(arguments.max_shard_size, "--max_shard_size")
-        options = TargetOptions(format="hf", dtype=dtype, max_shard_bytes=shard_bytes)
+        options = TargetOptions(format="hf", dtype=dtype, max_shard_bytes=arguments.max_shard_size)
     else:
         options = TargetOptions(
             format="megatron",
@@ -105,7 +103,12 @@ def _parser() -> argparse.ArgumentParser:
         help="to Megatron: pad the vocabulary to a multiple of this x tensor ranks (default 128)",
     )
     add("--true_vocab_size", type=positive_int, help="rows of the vocabulary without padding")
-    add("--max_shard_size", default="10GB", help="to Hugging Face: largest file (default 10GB)")
+    add(
+        "--max_shard_size",
+        type=size_in_bytes,
+        default="10GB",
+        help="to Hugging Face: largest file (default 10GB)",
+    )
     add("--overwrite", action="store_true", help="replace the model at --save_path")
     add("--use_distributed_optimizer", action="store_true", help="accepted, without effect")
     for flag, reason in _WITHOUT_MEANING.items():

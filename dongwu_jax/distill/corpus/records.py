@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from dongwu_jax.data.jsonl import expand_inputs, parse_texts
+from dongwu_jax.data.jsonl import expand_inputs, parse_object
 from dongwu_jax.distill.corpus.text import estimated_tokens, trimmed
 from dongwu_jax.distill.synthesis.parts import read_plan
 from dongwu_jax.distill.synthesis.templates import CONTINUE, TEMPLATES, training_text
@@ -113,7 +113,7 @@ def parse_sample(line: bytes, path: Path, number: int) -> Sample:
         UserError: naming file and line: no JSON object, a field is missing or of the wrong kind.
     """
     place = f"{path}:{number}"
-    record = _parse(line, path, number)
+    record = parse_object(line, f"{path}:{number}")
     for name in _STRINGS:
         if not isinstance(record.get(name, ""), str):
             raise UserError(f"{place}: {name} must be a string, not {str(record[name])[:40]}")
@@ -143,14 +143,3 @@ def parse_sample(line: bytes, path: Path, number: int) -> Sample:
         finish_reason=finish_reason,
         record=record,
     )
-
-
-def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        parse_texts(line, [], path, number)  # says what is wrong, unless only orjson minds
-        record = json.loads(line)
-    if not isinstance(record, dict):
-        raise UserError(f"{path}:{number}: must be a JSON object, not a {type(record).__name__}")
-    return record
