@@ -14,7 +14,7 @@ PACKAGE = "dongwu_jax"
 # below; rooms on one line know nothing of each other.
 LAYERS = (
     ("errors", "exit_codes"),
-    ("command_line", "input_files", "output_files"),
+    ("command_line", "input_files", "output_files", "progress_bars"),
     ("sealed_json",),
     ("config",),
     ("parallel",),

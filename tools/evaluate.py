@@ -42,8 +42,8 @@ def _perplexity(options: argparse.Namespace) -> None:
     from dongwu_jax.evaluate.perplexity import measure, plan_tasks
     from dongwu_jax.evaluate.perplexity_report import as_record, show
     from dongwu_jax.evaluate.plots import draw_perplexity
-    from dongwu_jax.evaluate.progress import token_bar
     from dongwu_jax.evaluate.texts import read_token_stream
+    from dongwu_jax.progress_bars import token_bar
 
     _check_outputs(options)
     scorer = _load(options)
@@ -68,7 +68,7 @@ def _perplexity(options: argparse.Namespace) -> None:
 def _passkey(options: argparse.Namespace) -> None:
     from dongwu_jax.evaluate.passkey import even_depths, make_cases, measure
     from dongwu_jax.evaluate.passkey_report import as_record, draw, show
-    from dongwu_jax.evaluate.progress import token_bar
+    from dongwu_jax.progress_bars import token_bar
 
     _check_outputs(options)
     scorer = _load(options)

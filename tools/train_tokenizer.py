@@ -11,9 +11,9 @@ from pathlib import Path
 
 from dongwu_jax.command_line import run_command_line
 from dongwu_jax.data.jsonl import block_lines, expand_inputs, parse_texts, read_blocks
-from dongwu_jax.data.progress import ByteProgress
 from dongwu_jax.data.tokenizer_training import train_sentencepiece
 from dongwu_jax.errors import UserError
+from dongwu_jax.progress_bars import ByteProgress
 
 
 def main(command_line: list[str] | None = None) -> int:

@@ -12,12 +12,12 @@ from dongwu_jax.compress.importance import Importance, measure_importance
 from dongwu_jax.compress.layer_importance import loss_rises
 from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.on_devices import rows_for
-from dongwu_jax.evaluate.progress import token_bar
 from dongwu_jax.evaluate.scoring import Scorer
 from dongwu_jax.evaluate.texts import AnyTokenizer, TokenStream, read_token_stream
 from dongwu_jax.evaluate.windows import Spans, chunked_spans
 from dongwu_jax.evaluate.windows import batches as windows
 from dongwu_jax.interop.loaded_model import LoadedModel, load_model
+from dongwu_jax.progress_bars import token_bar
 
 LayerImportance = Literal["block_influence", "perplexity"]
 

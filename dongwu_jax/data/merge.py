@@ -5,8 +5,8 @@ from pathlib import Path
 
 from dongwu_jax.data.indexed_dataset import IndexedDataset, bin_path, idx_path
 from dongwu_jax.data.indexed_dataset_writer import IndexedDatasetWriter, WriterPosition
-from dongwu_jax.data.progress import ByteProgress
 from dongwu_jax.errors import UserError
+from dongwu_jax.progress_bars import ByteProgress
 
 _logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from dongwu_jax.data.preprocess_state import (
     save_state,
     state_path,
 )
-from dongwu_jax.data.progress import ByteProgress
 from dongwu_jax.errors import UserError
+from dongwu_jax.progress_bars import ByteProgress
 
 _BAD_LINES_SHOWN = 10
 _MIN_BYTES_PER_WORKER = 8 << 20  # for less, starting a process costs more than it saves

@@ -16,13 +16,13 @@ from dongwu_jax.data.gpt_dataset import SampleSource
 from dongwu_jax.data.teacher_cache import IDS, LOG_PROBABILITIES, CacheHeader, CacheWriter, Entries
 from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.on_devices import OnDevices, rows_for
-from dongwu_jax.evaluate.progress import token_bar
 from dongwu_jax.evaluate.scoring import hidden_states
 from dongwu_jax.interop.loaded_model import default_dtype, load_model
 from dongwu_jax.interop.sources import open_source
 from dongwu_jax.interop.teacher import check_teacher
 from dongwu_jax.models.llama import Llama
 from dongwu_jax.parallel.context import Attend
+from dongwu_jax.progress_bars import token_bar
 
 _HEAD_TOKENS = 512  # of each sequence, whose logits exist at once
 _SMALLEST_TAIL = 1e-7

@@ -19,13 +19,13 @@ from dongwu_jax.evaluate.fineval import (
 from dongwu_jax.evaluate.harness import check_installed, run_tasks
 from dongwu_jax.evaluate.perplexity import measure, plan_tasks
 from dongwu_jax.evaluate.perplexity_report import as_record as perplexity_record
-from dongwu_jax.evaluate.progress import token_bar
 from dongwu_jax.evaluate.scoring import Scorer
 from dongwu_jax.evaluate.texts import read_token_stream
 from dongwu_jax.evaluate.windows import Protocol
 from dongwu_jax.input_files import read_json_object
 from dongwu_jax.interop.sources import open_source
 from dongwu_jax.output_files import check_output_file, write_json_file
+from dongwu_jax.progress_bars import token_bar
 
 Record = dict[str, Any]
 

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dongwu_jax.data.progress import ByteProgress
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.conversion import TargetOptions, check_folder, convert, make_target
 from dongwu_jax.interop.freed_memory import keep_freed_memory
@@ -14,6 +13,7 @@ from dongwu_jax.interop.megatron.export_arguments import OLD_ROTARY_BASE, start_
 from dongwu_jax.interop.model_source import MEGATRON_FORMATS, ModelSource
 from dongwu_jax.interop.sources import correct_config, open_source
 from dongwu_jax.interop.targets import ModelTarget
+from dongwu_jax.progress_bars import ByteProgress
 
 
 @dataclass(frozen=True)

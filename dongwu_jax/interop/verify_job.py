@@ -7,7 +7,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dongwu_jax.data.progress import ByteProgress
 from dongwu_jax.interop.loading import load_parameters
 from dongwu_jax.interop.logits import (
     fixed_tokens,
@@ -25,6 +24,7 @@ from dongwu_jax.interop.verify import (
     differing_vocabulary,
     shared_vocabulary,
 )
+from dongwu_jax.progress_bars import ByteProgress
 
 _LOGIT_TOLERANCE = 1e-3  # of the largest logit, or of 1: float32 sums in another order
 

@@ -11,7 +11,6 @@ from typing import Any, BinaryIO
 
 from dongwu_jax.data.jsonl import LineBlock, read_blocks
 from dongwu_jax.data.ordered_workers import ordered_map
-from dongwu_jax.data.progress import ByteProgress
 from dongwu_jax.distill.corpus.duplicates import DuplicateIndex
 from dongwu_jax.distill.corpus.filters import Fault
 from dongwu_jax.distill.corpus.judging import (
@@ -26,6 +25,7 @@ from dongwu_jax.distill.corpus.records import SynthesisInput
 from dongwu_jax.distill.corpus.report import Outcome
 from dongwu_jax.errors import UserError
 from dongwu_jax.output_files import check_output_file, write_json_file
+from dongwu_jax.progress_bars import ByteProgress
 
 _TEXT, _CONTROL, _REPORT = "text.jsonl", "control.jsonl", "report.json"
 _WORTH_A_PROCESS = 1 << 20  # bytes

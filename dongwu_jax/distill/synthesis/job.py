@@ -10,11 +10,12 @@ from dongwu_jax.distill.synthesis.engines import run_engines, visible_devices
 from dongwu_jax.distill.synthesis.generators import EngineMeans, Means
 from dongwu_jax.distill.synthesis.manifest import describe, locked, note_run, open_folder
 from dongwu_jax.distill.synthesis.parts import Part, PartFolder, plan_parts
-from dongwu_jax.distill.synthesis.progress import SynthesisProgress, clock
+from dongwu_jax.distill.synthesis.progress import SynthesisProgress
 from dongwu_jax.distill.synthesis.recipe import Recipe
 from dongwu_jax.distill.synthesis.stopping import Stopped, stop_on_signals
 from dongwu_jax.distill.synthesis.worker import Work
 from dongwu_jax.errors import UserError
+from dongwu_jax.progress_bars import clock
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
+
+from dongwu_jax.progress_bars import bar_with_words, clock
 
 _LINE_SECONDS = 10.0  # between two lines
 
@@ -59,14 +61,7 @@ class SynthesisProgress:
         console = Console(stderr=True)
         self._bar: Progress | None = None
         if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=12),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[words]}"),
-                TimeRemainingColumn(),
-                console=console,
-            )
+            self._bar = bar_with_words(console)
             self._task = self._bar.add_task("synthesis", total=total_requests, words="")
 
     @property
@@ -129,10 +124,3 @@ class SynthesisProgress:
 
     def _words(self) -> str:
         return f"{self.counts.in_words()}, {self.rates()}"
-
-
-def clock(seconds: float) -> str:
-    """Days, hours, minutes, seconds."""
-    whole = int(seconds)
-    days = f"{whole // 86_400} d " if whole >= 86_400 else ""
-    return f"{days}{whole // 3600 % 24}:{whole // 60 % 60:02}:{whole % 60:02}"
