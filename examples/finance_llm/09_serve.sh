@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# A page for each run; then vLLM serves the export and answers one question.
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+
+for run in "$WORK"/runs/*/; do
+  python3 -m dongwu_jax.report "$run"
+done
+
+if ! has_vllm; then
+  echo "Serving is skipped: $VLLM_PYTHON has no vLLM; set VLLM_PYTHON to a Python that has"
+  exit
+fi
+"$VLLM_PYTHON" -m vllm.entrypoints.cli.main serve "$WORK/export/hf" --served-model-name finance \
+  --host 127.0.0.1 --port "$PORT" "${SERVE[@]}" > "$WORK/vllm.log" 2>&1 &
+server=$!
+trap 'kill "$server" 2> /dev/null || true; wait "$server" || true' EXIT
+until curl --silent --fail "http://127.0.0.1:$PORT/health"; do
+  kill -0 "$server" || { tail "$WORK/vllm.log"; exit 1; }
+  sleep 2
+done
+curl --silent --fail "http://127.0.0.1:$PORT/v1/chat/completions" --header 'Content-Type: application/json' \
+  --data '{"model": "finance", "max_tokens": 64, "temperature": 0, "messages": [{"role": "user", "content": "证券法第一条是怎么规定的？"}]}' \
+  | tee "$WORK/results/answer.json"
+echo
