@@ -86,21 +86,18 @@ def test_every_page_is_in_the_index():
 
 @cache
 def flags_of(script: Path) -> frozenset[str]:
-    """Every text in a script that looks like a flag, and in the scripts beside it that it loads."""
-    tree = ast.parse(script.read_text(encoding="utf-8"))
+    """Every text in a script that looks like a flag; of a benchmark, also in those it loads."""
+    text = text_of(script)
     found = {
         node.value
-        for node in ast.walk(tree)
+        for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.Constant)
         and isinstance(node.value, str)
         and re.fullmatch(r"--[\w-]+", node.value)
     }
-    for node in ast.walk(tree):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names.append(node.module)
-        for name in names:
-            beside = script.parent / f"{name}.py"
+    if script.parent.name == "benchmarks":
+        for name in re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE):
+            beside = script.with_name(f"{name}.py")
             if beside.exists():
                 found |= flags_of(beside)
     return frozenset(found | {"--help"})
