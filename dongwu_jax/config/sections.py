@@ -421,5 +421,6 @@ class GuardsConfig(Section):
     weight_check_interval: NonNegativeInt = Field(
         0,
         description="steps between comparisons of the data-parallel replicas' weights, bit for "
-        "bit; where they differ, the run ends with exit code 77. 0: never",
+        "bit; where they differ, the run ends with exit code 77. With mesh.data of 1 there are no "
+        "replicas. 0: never",
     )

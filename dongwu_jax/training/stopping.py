@@ -40,7 +40,8 @@ def end_this_process(reason: str, exit_code: int) -> None:
 class StopSignals:
     """While entered, SIGTERM and SIGUSR1 ask the run to stop; a second one ends it at once.
 
-    Before the first step there is nothing to save: one signal ends the run.
+    Before the first step there is nothing to save: one signal ends the run, and not with the code
+    of a run that has got anywhere, or one that never does would be started again for ever.
     """
 
     def __init__(self, agreement: StopAgreement, end: EndProcess):
@@ -79,7 +80,7 @@ class StopSignals:
     def _take(self, number: signal.Signals) -> None:
         now = time.monotonic()
         if not self._agreement.has_begun:
-            self._end(f"{number.name} before the first step: nothing to save", exit_codes.SAVED)
+            self._end(f"{number.name} before the first step: nothing to save", exit_codes.FAILED)
         elif self._first is None:
             self._first = now
             logger.warning(

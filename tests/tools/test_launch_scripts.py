@@ -249,6 +249,8 @@ sys.exit(int(statuses[0]))
         (["--max-restarts", 1], "3 75 77 3 0", 3, "0"),
         (["--max-restarts", 9], "1 69 0 0", 0, "0"),
         (["--max-restarts", 9], "3 76 0", 76, "0"),
+        (["--max-restarts", 9], "3 143 0", 143, "0"),
+        (["--max-restarts", 9], "130 0", 130, "0"),
     ],
     ids=str,
 )

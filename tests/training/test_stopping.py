@@ -112,7 +112,7 @@ def test_before_the_first_step_there_is_nothing_to_save():
     with StopSignals(StopAgreement(Switchboard()), endings):
         os.kill(os.getpid(), signal.SIGTERM)
         assert endings.said.wait(20)
-    assert endings == [("SIGTERM before the first step: nothing to save", exit_codes.SAVED)]
+    assert endings == [("SIGTERM before the first step: nothing to save", exit_codes.FAILED)]
 
 
 def test_a_time_limit_lets_the_first_step_happen(tmp_path):

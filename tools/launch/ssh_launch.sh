@@ -17,7 +17,8 @@ Starts one process per GPU on every host of a file over ssh and ends all of them
                           LD_LIBRARY_PATH, PYTHONPATH, VIRTUAL_ENV, JAX_*, NCCL_* and XLA_* are passed on anyway
   --grace-seconds N       time that processes get to save and end before they are killed (default 30)
   --max-restarts N        start the command again when it has saved itself and asks for that (exit status 75), and up
-                          to N times in a row when it fails; not after 76, bad numbers that would come again (default: never)
+                          to N times in a row when it fails; not after 76, bad numbers that would come again, nor after
+                          130, 138 and 143, when somebody has ended it (default: never)
   --dry-run               print the commands and start nothing
 
 The command runs in this folder, which every host has under the same path (a shared file system), without a password
@@ -190,7 +191,7 @@ restarts=0
 while true; do
   status=0
   run_once || status=$?
-  if ((status == 0 || received || status == bad_numbers)) || [[ -z "$max_restarts" ]]; then
+  if ((status == 0 || received || status == bad_numbers)) || [[ "$status" =~ ^($interrupted)$ || -z "$max_restarts" ]]; then
     exit "$status"
   elif ((status == saved)); then
     echo "saved: starting again" >&2

@@ -5,6 +5,8 @@
 saved=75 # it has stopped and saved, and goes on when it is started again
 # shellcheck disable=SC2034 # read by those who start again
 bad_numbers=76 # started again, it would end alike
+# shellcheck disable=SC2034
+interrupted='130|138|143' # by somebody who wants it to end: Ctrl-C, a second SIGUSR1 or SIGTERM
 received=0 # exit status that a signal asks for: 128 + its number
 trap 'received=130' INT
 trap 'received=143' TERM
