@@ -11,9 +11,9 @@ from dongwu_jax.errors import UserError
 from dongwu_jax.report.metrics import Metrics, as_metrics
 from dongwu_jax.report.perplexities import PerplexityReport, find_perplexities
 from dongwu_jax.report.profile_table import KernelTable, read_kernel_table
-from dongwu_jax.report.run_records import read_json_lines
 from dongwu_jax.report.sessions import Session, find_sessions
 from dongwu_jax.training.checkpoint_folders import is_checkpoint, newest_step
+from dongwu_jax.training.run_records import read_json_lines
 
 HANG_FILES = "hang.process*.txt"
 PROFILE_TABLE = Path("profile") / "kernels.json"

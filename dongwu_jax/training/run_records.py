@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, as a run that may be killed at any moment leaves them."""
+"""Lines and fields of a run's own records, as a run that may be killed at any moment leaves them."""
 
 import math
 from collections.abc import Iterator
