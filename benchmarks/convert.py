@@ -93,8 +93,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, metavar="CASE")
+    parser.add_argument(
+        "--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="of models (default all)"
+    )
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        choices=CASES,
+        default=CASES,
+        metavar="CASE",
+        help=f"what to convert to what (default all): {', '.join(CASES)}",
+    )
     parser.add_argument("--runs", type=int, default=2, help="the best counts (default 2)")
     parser.add_argument(
         "--folder", type=Path, help="where the models lie meanwhile; default: temporary files"

@@ -18,7 +18,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="with a trace of jax.profiler")
     parser.add_argument("--rows", type=positive_int, default=30, help="kernels to list (30)")
     options = parser.parse_args()
     table = kernel_table(read_kernels(options.folder))

@@ -29,8 +29,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--against", action="append", required=True, metavar="SETTING")
-    parser.add_argument("settings", nargs="*", metavar="section.field=value")
+    parser.add_argument(
+        "--against",
+        action="append",
+        required=True,
+        metavar="SETTING",
+        help="section.field=value of the second run; may be repeated",
+    )
+    parser.add_argument(
+        "settings", nargs="*", metavar="section.field=value", help="settings of both runs"
+    )
     options = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as folder:
         plain = _losses(options.settings, Path(folder) / "plain")

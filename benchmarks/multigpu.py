@@ -74,7 +74,11 @@ def _parse(command_line: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("speed", "numerics", "checkpoint", "recovery"))
+    parser.add_argument(
+        "what",
+        choices=("speed", "numerics", "checkpoint", "recovery"),
+        help="to measure; each is described above",
+    )
     parser.add_argument("--only", nargs="+", metavar="CASE", help="these cases of speed")
     parser.add_argument("--steps", type=positive_int, default=4, help="steps to time (4)")
     parser.add_argument("--without-peer", action="store_true", help="leave PyTorch out")

@@ -49,10 +49,14 @@ def _parse(command_line: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--length", type=positive_int, default=4096, help="tokens of a row")
-    parser.add_argument("--rows", type=positive_int, default=4)
-    parser.add_argument("--heads", type=positive_int, default=32)
-    parser.add_argument("--kv-heads", type=positive_int, default=8)
-    parser.add_argument("--head-dim", type=positive_int, default=128)
+    parser.add_argument("--rows", type=positive_int, default=4, help="of the batch (default 4)")
+    parser.add_argument("--heads", type=positive_int, default=32, help="of queries (default 32)")
+    parser.add_argument(
+        "--kv-heads", type=positive_int, default=8, help="of keys and values (default 8)"
+    )
+    parser.add_argument(
+        "--head-dim", type=positive_int, default=128, help="width of a head (default 128)"
+    )
     parser.add_argument("--torch", action="store_true", help="PyTorch alone")
     return parser.parse_args(command_line)
 

@@ -39,9 +39,19 @@ def main(command_line: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--stages", type=int, default=4)
-    parser.add_argument("--virtual-stages", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--stages", type=int, default=4, help="of the pipeline, one a device (default 4)"
+    )
+    parser.add_argument(
+        "--virtual-stages",
+        type=int,
+        nargs="+",
+        default=[1, 2],
+        help="model chunks a stage (default 1 2)",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="steps to time; the fastest counts (default 7)"
+    )
     options = parser.parse_args(command_line)
     for virtual_stages in options.virtual_stages:
         counts = [options.stages * factor for factor in (1, 2, 3, 4)]

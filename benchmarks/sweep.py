@@ -58,8 +58,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--case", choices=CASES, default="13b", metavar="CASE")
-    parser.add_argument("--only", nargs="+", choices=CHANGES, metavar="CHANGE")
+    parser.add_argument(
+        "--case",
+        choices=CASES,
+        default="13b",
+        metavar="CASE",
+        help="of train_cases.py (default 13b)",
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=CHANGES, metavar="CHANGE", help="changes to try (default all)"
+    )
     parser.add_argument("--steps", type=positive_int, default=8, help="steps to time (8)")
     options = parser.parse_args()
     config = CASES[options.case].config()

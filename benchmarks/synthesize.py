@@ -43,11 +43,19 @@ def main() -> None:
     )
     parser.add_argument("--model", required=True, help="folder in Hugging Face's format")
     parser.add_argument("--input", nargs="+", required=True, help="JSON lines with a key `text`")
-    parser.add_argument("--prompts", type=positive_int, default=2000)
-    parser.add_argument("--max-new-tokens", type=positive_int, default=512)
-    parser.add_argument("--records-per-part", type=positive_int, default=500)
+    parser.add_argument(
+        "--prompts", type=positive_int, default=2000, help="to continue (default 2000)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=positive_int, default=512, help="of each (default 512)"
+    )
+    parser.add_argument(
+        "--records-per-part", type=positive_int, default=500, help="of our tool (default 500)"
+    )
     parser.add_argument("--engine-options", type=json.loads, default={}, help="of LLM, as JSON")
-    parser.add_argument("--runs", type=positive_int, default=3)
+    parser.add_argument(
+        "--runs", type=positive_int, default=3, help="of each; the median counts (default 3)"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         job = Synthesis(

@@ -32,9 +32,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("input", "checkpoint"))
-    parser.add_argument("--tokens-per-second", type=positive_int, default=1_000_000)
-    parser.add_argument("--steps", type=positive_int, default=20)
+    parser.add_argument("what", choices=("input", "checkpoint"), help="to measure")
+    parser.add_argument(
+        "--tokens-per-second",
+        type=positive_int,
+        default=1_000_000,
+        help="that the devices would train (default 1000000)",
+    )
+    parser.add_argument(
+        "--steps", type=positive_int, default=20, help="of the measured run (default 20)"
+    )
     parser.add_argument("--gigabytes", type=float, default=10.0, help="of state (10)")
     parser.add_argument("--folder", type=Path, help="where to write (a temporary folder)")
     options = parser.parse_args()

@@ -278,7 +278,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--max-new-tokens 64 --temperature 0.8 --top-p 0.95",
     )
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="Hugging Face folder, .gguf file or checkpoint")
+    add("--model", type=Path, required=True, help="any format that tools/convert.py reads")
     add("--prompt", action="append", default=[], help="a text to continue; may be repeated")
     add("--prompts-file", type=Path, help="one prompt a line; in .jsonl under the key prompt")
     add("--max-new-tokens", type=int, default=64, help="longest continuation (default 64)")

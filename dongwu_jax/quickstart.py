@@ -1,12 +1,13 @@
 """A tour of the toolkit on real text: from a corpus to a model that transformers loads.
 
-Every step runs, and prints, the command that does the same alone. Run it from the repository:
+Every step runs, and prints, the command that does the same alone.
+Examples, run from the repository:
 
     python -m dongwu_jax.quickstart
-    python -m dongwu_jax.quickstart --corpus my.jsonl --out my_tour
+    python -m dongwu_jax.quickstart --corpus my.jsonl --output my_tour
     python -m dongwu_jax.quickstart --model smollm2
 
-The folder `--out` then holds the corpus, the tokenizer, the indexed data, the run with its
+The folder `--output` then holds the corpus, the tokenizer, the indexed data, the run with its
 checkpoints, the exported model and `summary.json`.
 """
 
@@ -75,8 +76,9 @@ class Tour:
         return ["-m", "dongwu_jax.train", *config, *settings, *self.overrides]
 
 
-def main() -> int:
-    tour = _parse()
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and go round; the exit code."""
+    tour = _parse(arguments)
     started = time.perf_counter()
     _start_afresh(tour)
     if shutil.which("nvidia-smi") and "CUDA_VISIBLE_DEVICES" not in os.environ:
@@ -95,14 +97,19 @@ def main() -> int:
     return 0
 
 
-def _parse() -> Tour:
+def _parse(arguments: list[str] | None) -> Tour:
     parser = argparse.ArgumentParser(
         prog="python -m dongwu_jax.quickstart",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("quickstart"), help="folder of everything it makes"
+        "--output",
+        "--out",
+        type=Path,
+        default=Path("quickstart"),
+        metavar="FOLDER",
+        help="of everything it makes (default quickstart)",
     )
     parser.add_argument(
         "--corpus",
@@ -120,8 +127,8 @@ def _parse() -> Tour:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.field=value", help="settings of the training run"
     )
-    options = parser.parse_intermixed_args()
-    return Tour(options.out, options.corpus, options.model, options.overrides)
+    options = parser.parse_intermixed_args(arguments)
+    return Tour(options.output, options.corpus, options.model, options.overrides)
 
 
 def _start_afresh(tour: Tour) -> None:
@@ -131,7 +138,7 @@ def _start_afresh(tour: Tour) -> None:
         if not corpus.is_file():
             raise UserError(f"--corpus {corpus}: no such file")
         if out.resolve() in corpus.resolve().parents:
-            raise UserError(f"--corpus {corpus}: lies inside --out {out}, which starts empty")
+            raise UserError(f"--corpus {corpus}: lies inside --output {out}, which starts empty")
     if out.exists() and any(out.iterdir()):
         if not (out / MARKER).is_file():
             raise UserError(f"--out {out}: is not from an earlier tour; name another folder")

@@ -2,7 +2,7 @@
 
 Example:
   python tools/cache_teacher.py --config configs/recover_smollm2.yaml --teacher /models/whole \\
-      --out cache --top-k 64 data.blend=data/corpus_text_document
+      --output cache --top-k 64 data.blend=data/corpus_text_document
   python -m dongwu_jax.train --config configs/recover_smollm2.yaml data.blend=... \\
       distillation.teacher=null distillation.cache=cache
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         Caching(
             resolve_initial_weights(config)[0],
             options.teacher,
-            options.out,
+            options.output,
             options.top_k,
             options.samples_per_part,
             options.dtype,
@@ -49,7 +49,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--config", type=Path, required=True, help="YAML file of the run that will read it")
     add("overrides", nargs="*", metavar="section.field=value", help="settings of that run")
     add("--teacher", type=Path, required=True, help="any format that tools/convert.py reads")
-    add("--out", type=Path, required=True, help="folder to write, or to go on with")
+    add(
+        "--output",
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder to write, or to go on with",
+    )
     add("--top-k", type=positive_int, default=64, help="tokens of each position (default 64)")
     add(
         "--samples-per-part",

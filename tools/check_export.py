@@ -7,20 +7,24 @@ Example:
 import argparse
 from pathlib import Path
 
-from dongwu_jax.command_line import run_command_line
+from dongwu_jax.command_line import number, run_command_line
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.export_check import check_export
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line, compare, and say by how much they differ."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, required=True, help="the exported folder")
     parser.add_argument(
-        "--tolerance", type=float, default=1e-3, help="largest difference of a logit (0.001)"
+        "--tolerance",
+        type=number,
+        default=1e-3,
+        help="largest difference of a logit that passes (default 0.001)",
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     result = check_export(options.model)
     print(
         f"{options.model}: transformers' float32 logits differ from ours by at most "

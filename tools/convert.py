@@ -16,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dongwu_jax.command_line import positive_int, run_command_line, size_in_bytes
+from dongwu_jax.command_line import number, positive_int, run_command_line, size_in_bytes
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.conversion import TARGET_FORMATS, TargetOptions
 from dongwu_jax.interop.conversion_job import Conversion, print_source_structure, run_conversion
@@ -232,7 +232,9 @@ def _verify_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="convert.py verify",
         description="Compare two models tensor by tensor, whatever their formats. Equal means bit "
-        "for bit; where the dtypes differ, equal after rounding to the coarser of the two.",
+        "for bit; where the dtypes differ, equal after rounding to the coarser of the two. The "
+        "exit code is 0 if they are equal, else 1.",
+        epilog="example: python tools/convert.py verify megatron/checkpoints export --logits",
     )
     parser.add_argument("first", type=Path, help="any model that --from accepts")
     parser.add_argument("second", type=Path, help="any model that --from accepts")
@@ -244,7 +246,7 @@ def _verify_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=number,
         default=0.0,
         help="largest difference of a weight that passes (default 0: equality)",
     )

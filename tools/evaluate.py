@@ -258,7 +258,9 @@ def _add_passkey(commands: _Commands) -> None:
     _add_model(parser)
     _add_lengths(parser, [512, 1024, 2048])
     add("--depths", type=positive_int, default=5, help="so many, evenly from 0 to 1 (default 5)")
-    add("--trials", type=positive_int, default=10, help="keys of each length and depth (10)")
+    add(
+        "--trials", type=positive_int, default=10, help="keys of each length and depth (default 10)"
+    )
     add("--language", choices=["en", "zh"], default="en", help="of the text (default en)")
     add("--seed", type=whole_number, default=0, help="same seed, same keys (default 0)")
     _add_outputs(parser, "the heat map")
@@ -325,7 +327,7 @@ def _add_compare(commands: _Commands) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="Hugging Face folder, .gguf file or checkpoint")
+    add("--model", type=Path, required=True, help="any format that tools/convert.py reads")
     _add_computation(parser)
 
 

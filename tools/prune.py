@@ -1,7 +1,7 @@
 """Cut a big model into a smaller one: layers, hidden and feed-forward channels, heads.
 
 Examples:
-  python tools/prune.py --model /models/13b --calibration text.jsonl --out pruned \\
+  python tools/prune.py --model /models/13b --calibration text.jsonl --output pruned \\
       --target num_layers=32,hidden_size=4096,intermediate_size=11008,num_attention_heads=32
   python tools/prune.py --model /models/13b --calibration text.jsonl --search 9B --candidates 10
 
@@ -38,13 +38,13 @@ def _prune(options: argparse.Namespace) -> None:
     from dongwu_jax.interop.conversion import TargetOptions
     from dongwu_jax.interop.targets import DTYPE_NAMES
 
-    if options.out is None:
-        raise UserError("--out: name the folder to write, or give --search to compare shapes")
+    if options.output is None:
+        raise UserError("--output: name the folder to write, or give --search to compare shapes")
     stored = None if options.target_dtype is None else DTYPE_NAMES[options.target_dtype]
     run_pruning(
         Pruning(
             options.model,
-            options.out,
+            options.output,
             options.target,
             options.method,
             options.drop_layers,
@@ -63,7 +63,7 @@ def _prune(options: argparse.Namespace) -> None:
 def _search(options: argparse.Namespace) -> None:
     from dongwu_jax.compress.shape_search import Search, run_search
 
-    for flag in ("out", "target", "drop_layers"):
+    for flag in ("output", "target", "drop_layers"):
         if getattr(options, flag):
             raise UserError(
                 f"--{flag.replace('_', '-')}: leave it out with --search, which chooses shapes and "
@@ -113,7 +113,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", type=Path, required=True, help="any format that tools/convert.py reads")
-    add("--out", type=Path, help="folder to write; it must not exist (not with --search)")
+    add(
+        "--output",
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="folder to write; it must not exist (not with --search)",
+    )
     add(
         "--target",
         default="",
@@ -181,7 +187,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="devices that share one copy of the weights while scoring (default 1)",
     )
-    add("--overwrite", action="store_true", help="replace a model that is at --out")
+    add("--overwrite", action="store_true", help="replace a model that is at --output")
     add("--dry-run", action="store_true", help="say what would be cut, write nothing")
     return parser.parse_args(arguments)
 

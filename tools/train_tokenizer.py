@@ -60,7 +60,11 @@ def _parser() -> argparse.ArgumentParser:
         "--input", nargs="+", required=True, metavar="FILE", help="files, or patterns in quotes"
     )
     parser.add_argument(
-        "--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys to read (text)"
+        "--json-keys",
+        nargs="+",
+        default=["text"],
+        metavar="KEY",
+        help="keys to read (default text)",
     )
     parser.add_argument("--vocab-size", type=int, required=True, help="pieces, bytes included")
     parser.add_argument("--output", type=Path, required=True, help="the .model file to write")

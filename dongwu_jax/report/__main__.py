@@ -39,7 +39,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "run", type=Path, metavar="RUN", help="folder that holds metrics.jsonl (logging.directory)"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="the page to write (RUN/report.html)"
+        "--output", type=Path, metavar="FILE", help="the page to write (default RUN/report.html)"
     )
     parser.add_argument(
         "--perplexity",

@@ -116,7 +116,7 @@ def test_layer_importance_that_decides_nothing_is_refused(model, tmp_path, capsy
 def test_the_place_of_the_result_and_of_the_report_is_checked_first(model, tmp_path, capsys):
     options = ["--model", model[0], "--target", TARGET, "--calibration", tmp_path / "no_text"]
     said = failure(capsys, prune, *options)
-    assert "--out: name the folder to write, or give --search" in said
+    assert "--output: name the folder to write, or give --search" in said
     report = tmp_path / "out/report.json"
     said = failure(capsys, prune, *options, "--out", tmp_path / "out", "--report", report)
     assert f"--report {report}: lies inside of {tmp_path / 'out'}" in said

@@ -94,7 +94,7 @@ def test_the_perplexity_is_that_of_the_pruned_model(model, searched, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--out", "pruned"], "--out: leave it out with --search"),
+        (["--out", "pruned"], "--output: leave it out with --search"),
         (["--target", "num_layers=3"], "--target: leave it out with --search"),
         (["--drop-layers", "1"], "--drop-layers: leave it out with --search"),
         (["--method", "random"], "works with --method activation"),

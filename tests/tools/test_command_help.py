@@ -14,13 +14,16 @@ from typing import IO
 import pytest
 from command_lines import TOOLS, exit_code, load_tool
 
-from dongwu_jax import exit_codes, generate, train
+from dongwu_jax import exit_codes, generate, quickstart, train
 from dongwu_jax.plan import __main__ as plan
+from dongwu_jax.report import __main__ as report
 
 COMMANDS = {
     "train": train.main,
     "generate": generate.main,
     "plan": plan.main,
+    "report": report.main,
+    "quickstart": quickstart.main,
     **{
         name: load_tool(name).main
         for name in (
@@ -35,12 +38,13 @@ COMMANDS = {
             "cache_teacher",
             "synthesize",
             "build_corpus",
+            "check_export",
         )
     },
 }
 CALLS = [[name] for name in COMMANDS]
 EVALUATIONS = ("perplexity", "passkey", "harness", "compare")
-CALLS += [["evaluate", name] for name in EVALUATIONS]
+CALLS += [["evaluate", name] for name in EVALUATIONS] + [["convert", "verify"]]
 
 
 def _parser(
@@ -74,7 +78,9 @@ def test_the_example_only_uses_flags_that_exist(
 ) -> None:
     parser = _parser(monkeypatch, COMMANDS[call[0]], call[1:])
     text = f"{parser.description}\n{parser.epilog}"
-    example = re.split(r"[Ee]xamples?:", text)[1].replace("\\\n", " ").strip().split("\n\n")[0]
+    example = (
+        re.split(r"[Ee]xamples?[\w, ]*:", text)[1].replace("\\\n", " ").strip().split("\n\n")[0]
+    )
     flags = {word for word in shlex.split(example) if re.fullmatch(r"--[a-z-]+", word)}
     parsers = [parser]
     if call == ["evaluate"]:  # its examples are of its commands
