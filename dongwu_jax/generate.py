@@ -58,7 +58,8 @@ def generate(
     Raises:
         UserError: a prompt is empty or too long, or a setting is out of range.
     """
-    _check(config, prompts, max_new_tokens, temperature, top_p, seed)
+    _check_settings(max_new_tokens, temperature, top_p, seed)
+    _check_prompts(config, prompts, max_new_tokens)
     lengths = [len(prompt) for prompt in prompts]
     width = _round_up(max(lengths))
     padded = np.zeros((len(prompts), width), np.int32)  # right padding is overwritten before use
@@ -82,16 +83,7 @@ def generate(
     return [ids[: ids.index(eos_id)] if eos_id in ids else ids for ids in new]
 
 
-def _check(
-    config: ModelConfig,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
-) -> None:
-    if not prompts or not all(len(prompt) for prompt in prompts):
-        raise UserError("a prompt is empty; give at least one token, e.g. the beginning token")
+def _check_settings(max_new_tokens: int, temperature: float, top_p: float, seed: int) -> None:
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1")
     if not 0 <= temperature < float("inf"):
@@ -100,6 +92,13 @@ def _check(
         raise UserError(f"top_p={top_p}: must be above 0 and at most 1")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: must be 0 or more and below {2**32}")
+
+
+def _check_prompts(
+    config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise UserError("a prompt is empty; give at least one token, e.g. the beginning token")
     longest = max(map(len, prompts))
     if longest + max_new_tokens > config.max_position_embeddings:
         raise UserError(
@@ -203,6 +202,8 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     if not texts:
         raise UserError("no prompt: use --prompt or --prompts-file")
+    # Before minutes of loading a model.
+    _check_settings(options.max_new_tokens, options.temperature, options.top_p, options.seed)
     completions = _complete(options, texts)
     if len(texts) == 1:
         print(texts[0] + completions[0])

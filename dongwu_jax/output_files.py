@@ -20,6 +20,8 @@ def check_output_file(path: Path) -> None:
         raise UserError(f"{path}: is a folder; name a file to write")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{path}: cannot be written: {path.parent} is no folder") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     if not os.access(path.parent, os.W_OK):

@@ -139,12 +139,15 @@ def _start_afresh(tour: Tour) -> None:
             raise UserError(f"--corpus {corpus}: no such file")
         if out.resolve() in corpus.resolve().parents:
             raise UserError(f"--corpus {corpus}: lies inside --output {out}, which starts empty")
-    if out.exists() and any(out.iterdir()):
+    if out.is_dir() and any(out.iterdir()):
         if not (out / MARKER).is_file():
-            raise UserError(f"--out {out}: is not from an earlier tour; name another folder")
+            raise UserError(f"--output {out}: is not from an earlier tour; name another folder")
         shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MARKER).write_text("Made by dongwu_jax.quickstart, which may delete this folder.\n")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MARKER).write_text("Made by dongwu_jax.quickstart, which may delete this folder.\n")
+    except OSError as error:
+        raise UserError(f"--output {out}: cannot be written: {error.strerror}") from None
 
 
 def _prepare(tour: Tour) -> RunConfig:

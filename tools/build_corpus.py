@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 
 from dongwu_jax.command_line import number, positive_int, run_command_line, whole_number
-from dongwu_jax.errors import UserError
+from dongwu_jax.input_files import read_text
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,12 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _read_phrases(path: Path | None) -> list[str]:
     if path is None:
         return []
-    try:
-        return [
-            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--phrases {path}: cannot be read: {error}") from None
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def _share(text: str) -> float:

@@ -42,10 +42,11 @@ def _perplexity(options: argparse.Namespace) -> None:
     from dongwu_jax.evaluate.perplexity import measure, plan_tasks
     from dongwu_jax.evaluate.perplexity_report import as_record, show
     from dongwu_jax.evaluate.plots import draw_perplexity
-    from dongwu_jax.evaluate.texts import read_token_stream
+    from dongwu_jax.evaluate.texts import check_text, read_token_stream
     from dongwu_jax.progress_bars import token_bar
 
     _check_outputs(options)
+    check_text(options.data)
     scorer = _load(options)
     tokenizer = scorer.model.tokenizer
     stream = read_token_stream(options.data, tokenizer, options.max_tokens)

@@ -125,7 +125,8 @@ def _target(job: Pruning, source: ModelSource, shape: Shape) -> ModelTarget:
     """What will write the result, if it can be written: to be known before hours of scoring."""
     if job.out.resolve() == job.model.resolve():
         raise UserError(
-            f"--output {job.out}: is the model itself, which is needed to learn from it; name another"
+            f"--output {job.out}: is the model itself, which is needed to learn from it; name "
+            "another"
         )
     of_that_shape = everything(resized(source.config, shape))  # which parts does not matter
     target = make_target(PrunedSource(source, of_that_shape, {}), job.options)

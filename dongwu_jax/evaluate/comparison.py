@@ -20,7 +20,7 @@ from dongwu_jax.evaluate.harness import check_installed, run_tasks
 from dongwu_jax.evaluate.perplexity import measure, plan_tasks
 from dongwu_jax.evaluate.perplexity_report import as_record as perplexity_record
 from dongwu_jax.evaluate.scoring import Scorer
-from dongwu_jax.evaluate.texts import read_token_stream
+from dongwu_jax.evaluate.texts import check_text, files_of, read_token_stream
 from dongwu_jax.evaluate.windows import Protocol
 from dongwu_jax.input_files import read_json_object
 from dongwu_jax.interop.sources import open_source
@@ -77,8 +77,7 @@ def check(models: list[Path], measures: Measures, kept: list[Path]) -> None:
     for model in models:
         open_source(model).close()
     for data in measures.data:
-        if not _files(data):
-            raise UserError(f"{data}: no such file, and no indexed dataset {data}.idx")
+        check_text(data)
     if measures.fineval_data is not None:
         check_installed()
         for subject in SUBJECTS:
@@ -148,17 +147,9 @@ def _fingerprint(path: Path) -> str:
     """Changes with the name, size and time of any file of a model, text or folder."""
     files = [
         (str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns)
-        for file in _files(path)
+        for file in files_of(path)
     ]
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
-
-
-def _files(path: Path) -> list[Path]:
-    """Those of a folder, or a file itself and an indexed dataset of that name."""
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
-    dataset = [path.with_name(path.name + suffix) for suffix in (".bin", ".idx")]
-    return [file for file in (path, *dataset) if file.is_file()]
 
 
 def _perplexities(scorer: Scorer, data: Path, measures: Measures) -> list[Record]:

@@ -45,6 +45,24 @@ class _Document:
     num_bytes: int
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files of a folder, or a file itself and an indexed dataset of that name."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    dataset = [path.with_name(path.name + suffix) for suffix in (".bin", ".idx")]
+    return [file for file in (path, *dataset) if file.is_file()]
+
+
+def check_text(data: Path) -> None:
+    """Whether there is something to read at all, before a model is loaded to read it with.
+
+    Raises:
+        UserError: there is no such file or dataset.
+    """
+    if not files_of(data):
+        raise UserError(f"{data}: no such file, and no indexed dataset {data}.idx")
+
+
 def read_token_stream(data: Path, tokenizer: AnyTokenizer, max_tokens: int | None) -> TokenStream:
     """Read documents until there are `max_tokens` tokens to predict.
 

@@ -16,6 +16,8 @@ from dongwu_jax.command_line import positive_int, run_command_line
 from dongwu_jax.config import RunConfig, load_config
 from dongwu_jax.errors import UserError
 
+_WANTED = 4  # layouts that a search finds, unless it is told otherwise
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Plan, or search, and print."""
@@ -61,6 +63,7 @@ def _search(config: RunConfig, options: argparse.Namespace) -> None:
     from dongwu_jax.plan.report import print_ranking
 
     backend, gpu = choose_backend(options.backend), find_gpu(options.gpu)
+    wanted = options.compile or _WANTED
     with _progress() as progress:
         task = progress.add_task("sketching layouts", total=None)
         sketches = sketch_layouts(config, gpu, options.devices, _network(options))
@@ -69,11 +72,11 @@ def _search(config: RunConfig, options: argparse.Namespace) -> None:
                 f"no layout of {options.devices} {gpu.name} fits or divides; take more GPUs, a "
                 "shorter data.sequence_length or a training.global_batch_size with more divisors"
             )
-        progress.update(task, description="compiling layouts", total=options.compile)
+        progress.update(task, description="compiling layouts", total=wanted)
         say = functools.partial(progress.console.print, highlight=False, soft_wrap=True)
         say(
-            f"{len(sketches)} layouts may fit; compiling until {options.compile} do, at most "
-            f"{most_compiled(options.compile)}"
+            f"{len(sketches)} layouts may fit; compiling until {wanted} do, at most "
+            f"{most_compiled(wanted)}"
         )
 
         def done(plan: Plan) -> None:
@@ -81,7 +84,7 @@ def _search(config: RunConfig, options: argparse.Namespace) -> None:
             verdict = "fits" if plan.fits else "does not fit"
             say(f"compiled, {verdict}:", *layout_overrides(plan.config))
 
-        plans = compile_best(sketches, options.compile, backend, done)
+        plans = compile_best(sketches, wanted, backend, done)
     if options.json:
         print(json.dumps([plan_as_json(plan) for plan in plans], indent=2))
     else:
@@ -171,9 +174,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--compile",
         type=positive_int,
-        default=4,
         metavar="N",
-        help="with --search: compile layouts until N of them fit, at most 3 N (default 4)",
+        help=f"with --search: compile layouts until N of them fit, at most 3 N (default {_WANTED})",
     )
     parser.add_argument("--json", action="store_true", help="print every figure as JSON")
     parser.add_argument(
@@ -182,7 +184,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="section.field=value",
         help="settings that win over the file",
     )
-    return parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    if options.compile is not None and not options.search:
+        parser.error("--compile: only with --search; a plan of one layout always compiles it")
+    return options
 
 
 if __name__ == "__main__":

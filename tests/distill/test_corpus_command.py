@@ -212,7 +212,7 @@ def test_texts_like_original_documents_go(
         ({"--decontaminate": "nothing"}, "there is no such file or folder"),
         ({"--output": "other.jsonl"}, "other.jsonl/text.jsonl: cannot be written"),
         ({"--output": "full"}, "text.jsonl: exists; name another --output, or give --overwrite"),
-        ({"--phrases": "nothing"}, "--phrases nothing: cannot be read"),
+        ({"--phrases": "nothing"}, "nothing: cannot be read"),
     ],
 )
 def test_mistakes_are_explained(
