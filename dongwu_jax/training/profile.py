@@ -50,53 +50,101 @@ class StepRange:
         return self.last - self.first + 1
 
 
-def profiled(
-    train_step: Callable[..., tuple[Any, Any]],
-    next_step: int,
-    steps: StepRange,
-    folder: Path,
-    pause: AbstractContextManager[None],
-) -> Callable[..., tuple[Any, Any]]:
-    """`train_step`, but with a trace of some of its calls in `folder`.
+class Profile:
+    """Traces some steps of a run into a folder; a trace that cannot be written does not end it."""
 
-    Args:
-        next_step: the step of the first call.
-        pause: entered while the trace is written.
-    """
-    import jax
+    def __init__(
+        self,
+        steps: StepRange | None,
+        folder: Path,
+        pause: Callable[[int], AbstractContextManager[None]],
+    ):
+        """Nothing is traced before the first of the steps is run.
 
-    if next_step > steps.first:
-        logger.warning(
-            "--profile-steps %d:%d: this start begins with step %d, so nothing is profiled",
-            *(steps.first, steps.last, next_step),
-        )
-        return train_step
-    upcoming, previous = next_step, None
+        Args:
+            steps: None: nothing is traced.
+            pause: entered while the trace is written, with the step after which that is.
+        """
+        self._steps, self._folder, self._pause = steps, folder, pause
+        self._tracing, self._last, self._calls = False, 0, 0
+        self._previous: Any = None
 
-    def step(*arguments: Any) -> tuple[Any, Any]:
-        nonlocal upcoming, previous
-        if upcoming == steps.first:
-            jax.block_until_ready(previous)  # or the trace would begin within the step before
-            jax.profiler.start_trace(str(folder))
-        state, metrics = train_step(*arguments)
-        if upcoming == steps.last:
-            jax.block_until_ready(metrics)
-            with pause:
-                jax.profiler.stop_trace()
-                _write_table(folder, steps)
-        upcoming, previous = upcoming + 1, metrics
+    def begin(self, first: int, last: int) -> None:
+        """Steps from `first` + 1 to `last` follow; say so if not all that are to be traced do."""
+        if self._steps is None:
+            return
+        asked = f"--profile-steps {self._steps.first}:{self._steps.last}"
+        if self._steps.first <= first:
+            logger.warning(
+                "%s: this start begins with step %d, so nothing is profiled", asked, first + 1
+            )
+            self._steps = None
+        elif self._steps.first > last:
+            logger.warning("%s: this start ends with step %d: nothing is profiled", asked, last)
+        elif self._steps.last > last:
+            logger.warning("%s: this start ends with step %d, and so does the trace", asked, last)
+
+    def run(self, step: int, program: Callable[..., tuple[Any, Any]], *arguments: Any) -> Any:
+        """What `program` gives; a bad step is run more than once, and the one after it, too."""
+        if self._steps is None:
+            return program(*arguments)
+        import jax
+
+        if step == self._steps.first and not self._tracing:
+            jax.block_until_ready(self._previous)  # or the trace would begin within the step before
+            jax.profiler.start_trace(str(self._folder))
+            self._tracing = True
+        state, metrics = program(*arguments)
+        self._previous = metrics
+        if self._tracing:
+            self._last, self._calls = max(step, self._last), self._calls + 1
+            if step == self._steps.last:
+                jax.block_until_ready(metrics)
+                self._write()
         return state, metrics
 
-    return step
+    def end(self) -> None:
+        """No more steps follow: write what has been traced, if it has not been."""
+        if self._tracing and self._steps is not None:
+            logger.warning(
+                "--profile-steps %d:%d: the steps ended with step %d, and so does the trace",
+                *(self._steps.first, self._steps.last, self._last),
+            )
+            self._write()
+
+    def _write(self) -> None:
+        import jax
+
+        assert self._steps is not None, "something is traced"
+        traced, self._steps, self._tracing = StepRange(self._steps.first, self._last), None, False
+        with self._pause(traced.last):
+            try:
+                jax.profiler.stop_trace()
+                _write_table(self._folder, traced, self._calls)
+            except (OSError, RuntimeError, UserError) as error:  # a full disk
+                logger.warning("%s: the profile could not be written: %s", self._folder, error)
 
 
-def _write_table(folder: Path, steps: StepRange) -> None:
+def check_profile_steps(steps: StepRange | None, run_steps: int) -> None:
+    """Refuse steps that a run of `run_steps` does not have.
+
+    Raises:
+        UserError: all of them come after its last.
+    """
+    if steps is not None and steps.first > run_steps:
+        raise UserError(
+            f"--profile-steps {steps.first}:{steps.last}: the run ends with step {run_steps} "
+            "(training.duration); choose earlier steps"
+        )
+
+
+def _write_table(folder: Path, steps: StepRange, calls: int) -> None:
     from dongwu_jax.output_files import write_json_file
     from dongwu_jax.training.kernel_table import as_record, kernel_table, read_kernels
 
     logger.info("profiled steps %d to %d; the trace is in %s", steps.first, steps.last, folder)
     try:
-        record = as_record(kernel_table(read_kernels(folder)), steps.count)
+        record = as_record(kernel_table(read_kernels(folder)), calls)
     except UserError as error:  # on a CPU
         logger.warning("no table of kernels: %s", error)
         return

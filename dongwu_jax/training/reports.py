@@ -4,7 +4,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -39,8 +38,11 @@ def open_reports(config: RunConfig, start_step: int, resumed: bool) -> "Reports"
         directory.mkdir(parents=True, exist_ok=True)
         reports.append(MetricsFile(directory / "metrics.jsonl", start_step, resumed))
         if config.logging.tensorboard:
+            # Only now: it takes a while to import.
+            from dongwu_jax.training.tensorboard_report import TensorBoardReport
+
             reports.append(TensorBoardReport(directory / "tensorboard", start_step))
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(
             f"logging.directory={directory}: cannot be written: {error}; choose another folder"
         ) from None
@@ -126,22 +128,6 @@ def _describe(metrics: Metrics) -> list[str]:
         "mfu": "MFU {:.1%}",
     }
     return [form.format(metrics[name]) for name, form in formats.items() if name in metrics]
-
-
-class TensorBoardReport:
-    """TensorBoard event files."""
-
-    def __init__(self, directory: Path, start_step: int):
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(directory), purge_step=start_step + 1)
-
-    def write(self, step: int, metrics: Metrics) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 class WandbReport:

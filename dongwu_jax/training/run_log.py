@@ -13,6 +13,7 @@ Every line has `time` (seconds since the epoch, UTC), `utc` (the same for people
     rollback: step, to
     step_times: step, seconds: of a step that each process spends on its own, by host/process
     straggler: step, process, host, own_seconds, median_own_seconds, step_seconds
+    checkpoint: step, which is complete
     checkpoint_failed: message, newest
     damaged_checkpoint: step, problems, set_aside
     end: reason (finished, stopped, interrupted, failed), step, message
@@ -22,9 +23,10 @@ A process that is killed leaves no `end`. `dongwu_jax.report` makes a page of it
 
 import contextlib
 import importlib.metadata
-import logging
+import os
 import platform
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,14 +38,14 @@ import jax
 import orjson
 
 from dongwu_jax.config import RunConfig
-
-logger = logging.getLogger(__name__)
+from dongwu_jax.training.appended_file import AppendedFile
+from dongwu_jax.training.run_records import number, read_json_lines
 
 _LONGEST_MESSAGE = 2000
 
 
 class RunLog:
-    """Appends events to a file; what cannot be written is said once, and the run goes on."""
+    """Appends events to a file; what cannot be written waits for room, and the run goes on."""
 
     def __init__(self, path: Path | None):
         """Nothing is written before the first event.
@@ -51,32 +53,27 @@ class RunLog:
         Args:
             path: of the file; None: every event is dropped, as in all processes but the first.
         """
-        self._path = path
-        self._begun = self._failing = False
+        self._path, self._begun = path, False
+        self._lock = threading.Lock()  # checkpoints are completed in a thread of their own
+        self._file = AppendedFile(path) if path else None
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one event; `fields` must be JSON-able."""
-        if self._path is None:
+        if self._path is None or self._file is None:
             return
         now = datetime.now(UTC)
         head = {"time": now.timestamp(), "utc": now.isoformat(timespec="seconds"), "event": kind}
-        line = orjson.dumps(head | fields, default=str).decode() + "\n"
-        try:
-            self._append(self._path, line)
-            self._failing = False
-        except OSError as error:
-            if not self._failing:
-                logger.warning("%s: cannot be written: %s; events are lost", self._path, error)
-            self._failing, self._begun = True, False  # perhaps in the middle of a line
-
-    def _append(self, path: Path, line: str) -> None:
-        if not self._begun:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if _ends_within_a_line(path):
-                line = "\n" + line
+        line = orjson.dumps(head | fields, default=str) + b"\n"
+        with self._lock:
+            if not self._begun and _ends_within_a_line(self._path):
+                line = b"\n" + line
             self._begun = True
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line)
+            self._file.append(line)
+
+    def close(self) -> None:
+        """Write what waits, if there is room; say what is lost."""
+        if self._file is not None:
+            self._file.close()
 
     @contextmanager
     def pause(self, what: str, step: int) -> Iterator[None]:
@@ -99,8 +96,10 @@ class RunLog:
             reason = "failed" if isinstance(error, Exception) else "interrupted"
             message = f"{type(error).__name__}: {error}"[:_LONGEST_MESSAGE]
             self.event("end", reason=reason, step=step(), message=message)
+            self.close()
             raise
         self.event("end", reason="finished" if step() == last else "stopped", step=step())
+        self.close()
 
 
 def open_run_log(config: RunConfig) -> RunLog:
@@ -111,11 +110,12 @@ def open_run_log(config: RunConfig) -> RunLog:
 
 def _ends_within_a_line(path: Path) -> bool:
     """Whether a killed process left half a line."""
-    if not path.exists() or path.stat().st_size == 0:
+    try:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except OSError:  # there is none, or it is empty
         return False
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) != b"\n"
 
 
 def environment() -> dict[str, Any]:
@@ -153,15 +153,18 @@ def lost_work(metrics: Path, first_step: int) -> dict[str, Any]:
     Returns:
         previous_step, previous_time: of the last reported step; time is None in old files.
         lost_steps, lost_seconds: reported steps after `first_step`, and what they took.
+
+    Raises:
+        UserError: the file cannot be read.
     """
     previous_step, previous_time, lost_seconds = 0, None, 0.0
-    for record in _records(metrics):
+    for record in read_json_lines(metrics):
         step = record.get("step")
         if "loss" not in record or not isinstance(step, int):
             continue
         if step > first_step:
             steps = step - max(previous_step, first_step)
-            lost_seconds += max(steps, 0) * record.get("step_seconds", 0.0)
+            lost_seconds += max(steps, 0) * number(record.get("step_seconds"), 0.0)
         previous_step, previous_time = step, record.get("time")
     return {
         "previous_step": previous_step,
@@ -169,17 +172,3 @@ def lost_work(metrics: Path, first_step: int) -> dict[str, Any]:
         "lost_steps": max(previous_step - first_step, 0),
         "lost_seconds": lost_seconds,
     }
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a file of JSON objects; none if there is no file."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                record = orjson.loads(line)
-            except orjson.JSONDecodeError:  # the last line of a killed run
-                continue
-            if isinstance(record, dict):
-                yield record

@@ -1,4 +1,4 @@
-"""Lines and fields of a run's own records, as a run that may be killed at any moment leaves them."""
+"""Lines and fields of a run's records, as a run that may be killed at any moment leaves them."""
 
 import math
 from collections.abc import Iterator

@@ -11,6 +11,7 @@ import numpy as np
 from dongwu_jax.training.bad_steps import BadSteps, Numbers
 from dongwu_jax.training.gate import Gate
 from dongwu_jax.training.losses import Batch
+from dongwu_jax.training.profile import Profile
 from dongwu_jax.training.state import TrainState
 from dongwu_jax.training.trained_weights import Frozen
 
@@ -43,8 +44,9 @@ class Stepping:
         bad_steps: BadSteps,
         finished: Finished,
         roll_back: RollBack,
+        profile: Profile,
     ):
-        self._program, self._frozen = program, frozen
+        self._program, self._frozen, self._profile = program, frozen, profile
         self._bad_steps, self._finished, self._roll_back = bad_steps, finished, roll_back
         self._begun: _Begun | None = None
 
@@ -75,7 +77,7 @@ class Stepping:
 
     def _run(self, state: TrainState, step: int, batch: Batch, go: Any) -> Any:
         gate = Gate(go, self._bad_steps.limits(step))  # type: ignore[arg-type]
-        return self._program(state, batch, self._frozen, gate)
+        return self._profile.run(step, self._program, state, batch, self._frozen, gate)
 
     def _numbers(self, begun: _Begun) -> Numbers:
         waiting = time.perf_counter()

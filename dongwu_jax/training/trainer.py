@@ -29,9 +29,10 @@ from dongwu_jax.training.distillation import TeacherModel, make_distillation_los
 from dongwu_jax.training.gate import abstract_gate
 from dongwu_jax.training.gradients import Objective
 from dongwu_jax.training.host_memory import make_host_memory_ready
-from dongwu_jax.training.profile import StepRange, profiled
+from dongwu_jax.training.profile import Profile, StepRange, check_profile_steps
 from dongwu_jax.training.progress import Progress
 from dongwu_jax.training.run_inputs import checked_tokenizer_files, open_datasets
+from dongwu_jax.training.run_lock import lock_run
 from dongwu_jax.training.run_log import environment, lost_work, open_run_log
 from dongwu_jax.training.saving import Saving
 from dongwu_jax.training.state import StartingPoint, TrainState, abstract_state, initial_state
@@ -80,6 +81,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         config, devices = self.config, jax.devices()
+        check_profile_steps(self.profile, config.steps)
         self.sharding = make_sharding(config, devices)
         self.datasets = open_datasets(config)
         self.fingerprint = fingerprint(
@@ -89,6 +91,7 @@ class Trainer:
         self._cache = open_run_cache(config, self.fingerprint)
         self.layout = BatchLayout(config, self.sharding, self._cache.entries if self._cache else {})
         objective = self._objective(devices[0].platform)
+        self._locks = lock_run(config, self.began)  # for as long as the trainer lives
         self.run_log = open_run_log(config)
         set_damaged_aside(config.checkpoint.directory, self.run_log)
         # After all that may be refused: it starts threads.
@@ -117,6 +120,11 @@ class Trainer:
             is_exact(devices[0].platform, config.training.deterministic),
         )
         abstract = abstract_state(config, self.sharding)
+        self._profile = Profile(
+            self.profile if jax.process_index() == 0 else None,
+            config.log_directory / "profile",
+            lambda step: self._progress.pausing("writing the profile", "profile", step),
+        )
         self._weight_check = WeightCheck(self.sharding, abstract.parameters)
         self._saving = Saving(
             config,
@@ -182,12 +190,14 @@ class Trainer:
             self.config.logging.flops_convention,
         )
         self._log_start(state, resumed)
-        self._progress.begin(first, last, resumed)
-        loader = self._loader(self.datasets.train, first, last, self._cache)
         with self.run_log.session(lambda: self._progress.last_finished, self.config.steps):
+            self._progress.begin(first, last, resumed)  # drops what `_log_start` has counted
+            self._profile.begin(first, last)
+            loader = self._loader(self.datasets.train, first, last, self._cache)
             try:
                 state = self._steps(state, loader, first, last)
             finally:
+                self._profile.end()
                 step = self._progress.last_finished
                 with self._progress.pausing("closing the run", "closing", step):
                     loader.close()
@@ -225,6 +235,7 @@ class Trainer:
             self._bad_steps,
             self._progress.step_finished,
             self._roll_back,
+            self._profile,
         )
         done = first
         for step in range(first + 1, last + 1):
@@ -239,7 +250,9 @@ class Trainer:
                 state = stepping.settle(state)
                 self._pause(state, step)
             done = step
-        return self._save_last(stepping.settle(state), done)
+        state = stepping.settle(state)
+        self._profile.end()
+        return self._save_last(state, done)
 
     def _save_last(self, state: TrainState, step: int) -> TrainState:
         with self._progress.pausing("saving the last checkpoint", "checkpoint", step):
@@ -262,11 +275,7 @@ class Trainer:
         logger.info("compiled the training step in %.1f s", seconds)
         self.run_log.event("compiled", seconds=seconds)
         self._progress.begin_steps()
-        if self.profile is None or jax.process_index() > 0:
-            return compiled
-        pause = self._progress.pausing("writing the profile", "profile", self.profile.last)
-        folder = self.config.log_directory / "profile"
-        return profiled(compiled, int(state.step) + 1, self.profile, folder, pause)
+        return compiled
 
     def _pauses_after(self, step: int) -> bool:
         config = self.config

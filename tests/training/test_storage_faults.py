@@ -3,9 +3,7 @@
 import json
 import logging
 import os
-import resource
 import shutil
-import signal
 from contextlib import contextmanager
 
 import jax
@@ -13,9 +11,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from runs import run_config
+from storage_limits import files_of_at_most
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.training.checkpoint_integrity import is_verifiable, problems_of
+from dongwu_jax.training.run_lock import LOCK_FILE
 from dongwu_jax.training.stored_weights import WeightReader
 from dongwu_jax.training.trainer import Trainer
 
@@ -30,6 +30,10 @@ def config_in(folder, **sections):
 
 def checkpoints_in(folder):
     return folder / "run" / "checkpoints"
+
+
+def names_in(checkpoints):
+    return {path.name for path in checkpoints.iterdir()} - {LOCK_FILE}
 
 
 def assert_same_state(one, other):
@@ -59,19 +63,6 @@ def finished(straight, tmp_path):
     return tmp_path
 
 
-@contextmanager
-def files_of_at_most(size):
-    """A disk without room: writing beyond `size` of any file fails."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error instead of a signal
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
-        signal.signal(signal.SIGXFSZ, handler)
-
-
 def during(trainer, steps, make_fault):
     """Have a fault while a run saves after some steps."""
     save = trainer._saving._save
@@ -92,7 +83,7 @@ def test_a_full_disk_is_borne_and_the_next_checkpoint_written(straight, tmp_path
     with caplog.at_level(logging.WARNING):
         state = trainer.run()
     assert_same_state(state, straight[0])
-    assert sorted(path.name for path in checkpoints_in(tmp_path).iterdir()) == ["12", "3", "9"]
+    assert names_in(checkpoints_in(tmp_path)) == {"3", "9", "12"}
     assert "the checkpoint of step 6 could not be written" in caplog.text
     assert "The run goes on; the newest checkpoint is that of step 3" in caplog.text
     (event,) = events(tmp_path, "checkpoint_failed")
@@ -147,8 +138,8 @@ def test_metrics_that_cannot_be_written_do_not_end_the_run(straight, tmp_path, c
     trainer._progress.step_finished = watched
     with caplog.at_level(logging.WARNING):
         assert_same_state(trainer.run(), straight[0])
-    assert caplog.text.count("MetricsFile: cannot be written: [Errno 27]") == 1
-    assert losses(tmp_path) == losses(straight[1])  # even those: they were still in memory
+    assert caplog.text.count("metrics.jsonl: cannot be written: [Errno 27]") == 1
+    assert losses(tmp_path) == losses(straight[1])  # those, too: they waited in memory
 
 
 def largest_file(step):
@@ -203,13 +194,12 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(straight, 
     assert "bytes instead of" in caplog.text
     assert_same_state(trainer.run(), straight[0])
     assert losses(finished) == losses(straight[1])
-    names = {path.name for path in checkpoints_in(finished).iterdir()}
-    assert names == {"3", "6", "9", "12", "9.damaged", "12.damaged"}
+    assert names_in(checkpoints_in(finished)) == {"3", "6", "9", "12", "9.damaged", "12.damaged"}
     assert [event["step"] for event in events(finished, "damaged_checkpoint")] == [12, 9]
 
 
 def test_a_run_without_a_good_checkpoint_does_not_start_anew(finished):
-    for step in checkpoints_in(finished).iterdir():
+    for step in checkpoints_in(finished).glob("[0-9]*"):
         if step.name != "12":
             shutil.rmtree(step)
     flip_a_bit(checkpoints_in(finished) / "12")
