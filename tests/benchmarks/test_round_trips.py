@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from command_lines import load_script
 
-ROUND_TRIPS = Path(__file__).parents[3] / "benchmarks" / "round_trips.py"
+ROUND_TRIPS = Path(__file__).parents[2] / "benchmarks" / "round_trips.py"
 
 
 @pytest.mark.slow

@@ -86,6 +86,13 @@ def test_what_cannot_be_planned(run_file: Path, capsys: pytest.CaptureFixture[st
     assert "mesh: " in message("--devices", 8, "mesh.fsdp=3", weights)
 
 
+def test_how_many_to_compile_is_for_a_search(
+    run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(main, "--config", run_file, "--devices", 8, "--compile", 2) == 2
+    assert "--compile: only with --search" in capsys.readouterr().err
+
+
 def test_a_model_that_is_not_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("training: {initial_weights: nowhere/weights}")

@@ -1,11 +1,15 @@
-"""A small corpus with its tokenizer, dataset and model, made once by the commands themselves."""
+"""A small corpus with its tokenizer, dataset and model, made once by the commands themselves; and
+stand-ins for what launchers call."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_lines import exit_code, load_tool
+from launchers import FAKE_SCONTROL, FAKE_SRUN, FAKE_SSH
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.interop.hf_export import HuggingFaceTarget
@@ -83,3 +87,16 @@ def checkpoint(model: Path) -> Path:
     main = load_tool("convert").main
     assert not exit_code(main, "--from", model, "--to", target, "--to-format", "dongwu")
     return target
+
+
+@pytest.fixture
+def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of a launch, with the stand-ins first on PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in (("ssh", FAKE_SSH), ("srun", FAKE_SRUN), ("scontrol", FAKE_SCONTROL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

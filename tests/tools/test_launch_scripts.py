@@ -1,4 +1,4 @@
-"""The launchers, run for real; `ssh`, `srun` and `scontrol` are stand-ins that work right here."""
+"""ssh_launch.sh, host_processes.sh and what all launchers share, run for real."""
 
 import json
 import os
@@ -7,121 +7,34 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
+from launchers import (
+    AWKWARD,
+    LAUNCH,
+    ONE_ENDS,
+    REPORT,
+    REPOSITORY,
+    all_gone,
+    finish,
+    reports,
+    started,
+    wait_until,
+)
 from runs import run_config
 
 from dongwu_jax import exit_codes
-from dongwu_jax.config import dump_config, load_config
+from dongwu_jax.config import dump_config
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-LAUNCH = REPOSITORY / "tools" / "launch"
 SHELL_FILES = sorted(path for path in LAUNCH.iterdir() if path.suffix in (".sh", ".sbatch"))
-
-# Like a real one: a fresh environment, the login shell (not bash), 255 when the host is away.
-FAKE_SSH = """#!/bin/sh
-while [ "$1" != -- ]; do shift; done
-host=$2
-[ "$host" != away ] || exit 255
-exec env -i HOME="$HOME" PATH=/usr/bin:/bin FAKE_HOST="$host" sh -c "$3"
-"""
-FAKE_SRUN = f"""#!{sys.executable}
-import itertools, json, os, signal, subprocess, sys
-options = list(itertools.takewhile(lambda word: word.startswith("--"), sys.argv[1:]))
-command = sys.argv[1 + len(options):]
-options = dict(word[2:].split("=", 1) for word in options)
-json.dump([options, dict(os.environ)], open("srun.json", "w"))
-tasks = []
-for rank in range(int(options["ntasks"])):
-    local = rank % int(options["ntasks-per-node"])
-    step = {{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(local)}}
-    log = open(options["output"].replace("%4t", f"{{rank:04d}}"), "a")
-    tasks.append(subprocess.Popen(command, env={{**os.environ, **step}}, stdout=log, stderr=log))
-signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
-sys.exit(max(abs(task.wait()) for task in tasks))
-"""
-FAKE_SCONTROL = """#!/bin/sh
-echo "$@" >> scontrol.log
-[ "$1" = requeue ] || echo "JobState=$FAKE_STATE Requeue=1 BatchFlag=1"
-"""
-# Writes what a process was given to DIR/NUMBER.json.
-REPORT = """
-import json, os, sys
-number = os.environ.get("JAX_PROCESS_ID") or os.environ["SLURM_PROCID"]
-with open(f"{sys.argv[1]}/{number}.json", "w") as file:
-    json.dump({"environment": dict(os.environ), "arguments": sys.argv[2:]}, file)
-print("reported")
-"""
-# All write their pid; process 0 then ends with the given status, the others sleep.
-ONE_ENDS = """
-import glob, os, signal, sys, time
-folder, status, deaf = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "deaf"
-number = os.environ.get("JAX_PROCESS_ID") or os.environ["SLURM_PROCID"]
-if deaf:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-with open(f"{folder}/{number}.new", "w") as file:
-    file.write(str(os.getpid()))
-os.rename(f"{folder}/{number}.new", f"{folder}/{number}.pid")
-while number != "0" or status < 0 or len(glob.glob(f"{folder}/*.pid")) < 2:
-    time.sleep(0.05)
-sys.exit(status)
-"""
-
-
-@pytest.fixture
-def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder of a launch, with the stand-ins first on PATH."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, text in (("ssh", FAKE_SSH), ("srun", FAKE_SRUN), ("scontrol", FAKE_SCONTROL)):
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def ssh_launch(hosts: str, *arguments: object) -> list[str]:
     Path("hosts.txt").write_text(hosts)
     launcher = str(LAUNCH / "ssh_launch.sh")
     return [launcher, "--hosts", "hosts.txt", *(str(argument) for argument in arguments)]
-
-
-def finish(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=200
-    )
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
-
-
-def started(folder: Path) -> list[int]:
-    return [int(path.read_text()) for path in folder.glob("*.pid")]
-
-
-def all_gone(pids: list[int]) -> bool:
-    def runs(pid: int) -> bool:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
-            return False
-        return state != "Z"  # dead, and only not waited for by its parent
-
-    return not any(map(runs, pids))
-
-
-def reports(folder: Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
 # --- all files
@@ -164,8 +77,6 @@ def test_the_environment_of_gpu_runs(fakes: Path, capability: str, connections: 
 
 
 # --- ssh_launch.sh and host_processes.sh
-
-AWKWARD = ["with space", "it's", '"$HOME" `id` \\', "a=[1, 2]", "", "*", "两 字\nline", "--port"]
 
 
 def test_dry_run_prints_every_command_and_starts_nothing(fakes: Path) -> None:
@@ -406,181 +317,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
-
-
-# --- slurm.sbatch
-
-
-def sbatch(folder: Path, *command: object, **variables: str) -> tuple[list[str], dict[str, str]]:
-    """The call of the batch script, as Slurm makes it: from a copy, in the folder of submission."""
-    (folder / "tools").mkdir(exist_ok=True)
-    if not (folder / "tools" / "launch").exists():
-        (folder / "tools" / "launch").symlink_to(LAUNCH)
-    script = shutil.copy(LAUNCH / "slurm.sbatch", folder / "slurm_script")
-    environment = {
-        **os.environ,
-        "SLURM_JOB_ID": "77",
-        "SLURM_JOB_NUM_NODES": "2",
-        "SLURM_NTASKS_PER_NODE": "1",
-        "SLURM_CPUS_ON_NODE": "6",
-        "SLURM_SUBMIT_DIR": str(folder),
-        "FAKE_STATE": "RUNNING",
-        **variables,
-    }
-    return ["bash", str(script), *map(str, command)], environment
-
-
-def run_job(folder: Path, *command: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    call, environment = sbatch(folder, *command, **variables)
-    return subprocess.run(call, env=environment, capture_output=True, text=True, timeout=60)
-
-
-def requeued() -> bool:
-    return Path("scontrol.log").exists() and "requeue 77" in Path("scontrol.log").read_text()
-
-
-def test_slurm_starts_one_task_a_gpu_that_sees_all_gpus(fakes: Path) -> None:
-    Path("out").mkdir()
-    done = run_job(fakes, "python", "-c", REPORT, "out", *AWKWARD)
-    assert done.returncode == 0, done.stderr
-    seen = reports(Path("out"))
-    assert [report["arguments"] for report in seen] == [AWKWARD] * 2
-    assert [report["environment"]["SLURM_PROCID"] for report in seen] == ["0", "1"]
-    options = json.loads(Path("srun.json").read_text())[0]
-    assert options["gpu-bind"] == "none"
-    assert "gpus-per-task" not in options
-    assert (options["nodes"], options["ntasks"], options["cpus-per-task"]) == ("2", "2", "6")
-    assert Path("logs/slurm-77/process-0001.log").read_text() == "reported\n"
-    assert not requeued()
-
-
-def test_slurm_drops_what_an_outer_job_left_behind(fakes: Path) -> None:
-    inherited = {
-        "SLURM_CPU_BIND": "quiet,mask_cpu:0x1",
-        "SLURM_MEM_PER_CPU": "4096",
-        "SLURM_GPUS_PER_TASK": "1",
-        "SLURM_STEP_NUM_TASKS": "4",
-        "SLURM_STEP_NODELIST": "elsewhere",
-        "SLURM_NTASKS": "64",
-    }
-    assert run_job(fakes, "true", **inherited).returncode == 0
-    environment = json.loads(Path("srun.json").read_text())[1]
-    assert not inherited.keys() & environment.keys()
-    assert environment["SLURM_JOB_ID"] == "77"
-    assert environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.9"
-
-
-@pytest.mark.parametrize(
-    ("ends_with", "state", "failures", "status", "again"),
-    [
-        (3, "RUNNING", 0, 0, True),
-        (3, "RUNNING", 9, 0, True),
-        (3, "RUNNING", 10, 3, False),
-        (3, "CANCELLED", 0, 3, False),
-        (exit_codes.SAVED, "RUNNING", 10, 0, True),
-        (exit_codes.SAVED, "CANCELLED", 0, exit_codes.SAVED, False),
-        (exit_codes.BAD_NUMBERS, "RUNNING", 0, exit_codes.BAD_NUMBERS, False),
-        (exit_codes.HARDWARE_FAULT, "RUNNING", 0, 0, True),
-    ],
-)
-def test_slurm_queues_a_job_again(
-    fakes: Path, ends_with: int, state: str, failures: int, status: int, again: bool
-) -> None:
-    count = Path("logs/slurm-77/failures")
-    count.parent.mkdir(parents=True)
-    count.write_text(f"{failures}\n")
-    done = run_job(fakes, "bash", "-c", f"exit {ends_with}", FAKE_STATE=state)
-    assert (done.returncode, requeued()) == (status, again)
-    if ends_with == exit_codes.SAVED and again:
-        assert not count.exists()
-    elif again:
-        assert count.read_text() == f"{failures + 1}\n"
-
-
-@pytest.mark.parametrize(
-    ("number", "again"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)], ids=["time", "scancel"]
-)
-def test_slurm_before_the_time_limit_and_cancelled(fakes: Path, number: int, again: bool) -> None:
-    call, environment = sbatch(fakes, "python", "-c", ONE_ENDS, fakes, -1, "hears")
-    job = subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL)
-    wait_until(lambda: len(started(fakes)) == 2)
-    job.send_signal(number)
-    assert (job.wait(20) == 0) == again
-    assert requeued() == again
-    assert all_gone(started(fakes))
-
-
-def test_slurm_asks_for_what_it_relies_on() -> None:
-    lines = (LAUNCH / "slurm.sbatch").read_text().splitlines()
-    options = {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")}
-    assert {"--requeue", "--signal=B:USR1@300", "--open-mode=append"} <= options
-    assert {"--ntasks-per-node=8", "--gpus-per-node=8"} <= options
-
-
-def test_slurm_refuses_a_wrong_call(fakes: Path) -> None:
-    assert "error: no command" in run_job(fakes).stderr
-    call, environment = sbatch(fakes, "true", SLURM_SUBMIT_DIR="/nowhere")
-    done = subprocess.run(call, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "submit from the repository's folder" in done.stderr
-
-
-# --- jobset.yaml
-
-
-@pytest.fixture
-def jobset() -> dict:
-    return yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
-
-
-def test_jobset_restarts_whole_and_numbers_its_hosts(jobset: dict) -> None:
-    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
-    (rule,) = jobset["spec"]["failurePolicy"]["rules"]
-    assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
-    assert jobset["spec"]["network"]["enableDNSHostnames"] is True
-    (group,) = jobset["spec"]["replicatedJobs"]
-    job = group["template"]["spec"]
-    pod = job["template"]["spec"]
-    (container,) = pod["containers"]
-    variables = {entry["name"]: entry["value"] for entry in container["env"]}
-    assert job["completionMode"] == "Indexed"
-    assert job["backoffLimit"] == 0
-    assert pod["restartPolicy"] == "Never"
-    (saved,) = job["podFailurePolicy"]["rules"]
-    assert saved["onExitCodes"]["values"] == [exit_codes.SAVED]
-    assert saved["onExitCodes"]["containerName"] == container["name"]
-    assert str(job["parallelism"]) == str(job["completions"]) == variables["HOSTS"]
-    name = jobset["metadata"]["name"]
-    assert variables["COORDINATOR"].startswith(f"{name}-{group['name']}-0-0.{name}:")
-    gpus = container["resources"]["limits"]["nvidia.com/gpu"]
-    assert str(gpus) == variables["GPUS_PER_HOST"]
-    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    assert mounts.keys() == {volume["name"] for volume in pod["volumes"]}
-    (memory,) = (volume for volume in pod["volumes"] if mounts[volume["name"]] == "/dev/shm")
-    assert memory["emptyDir"]["medium"] == "Memory"
-
-
-def test_the_command_of_a_pod_starts_its_processes(fakes: Path, jobset: dict) -> None:
-    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
-    container = job["template"]["spec"]["containers"][0]
-    command = [word.replace("/runs/logs", "logs") for word in container["command"]]
-    Path("tools").symlink_to(REPOSITORY / "tools")
-    variables = {entry["name"]: entry["value"] for entry in container["env"]}
-    variables |= {"HOSTS": "3", "GPUS_PER_HOST": "2", "JOB_COMPLETION_INDEX": "1"}
-    done = finish([*command, "python", "-c", REPORT, str(fakes), *AWKWARD], **variables)
-    assert done.returncode == 0, done.stderr
-    seen = reports(fakes)
-    assert [report["arguments"] for report in seen] == [AWKWARD] * 2
-    assert [report["environment"]["JAX_PROCESS_ID"] for report in seen] == ["2", "3"]
-    for report in seen:
-        assert report["environment"]["JAX_NUM_PROCESSES"] == "6"
-        assert report["environment"]["JAX_COORDINATOR_ADDRESS"] == variables["COORDINATOR"]
-
-
-def test_the_settings_of_the_pod_are_a_run(jobset: dict) -> None:
-    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
-    arguments = job["template"]["spec"]["containers"][0]["args"]
-    assert arguments[:4] == ["python", "-m", "dongwu_jax.train", "--config"]
-    config = load_config(REPOSITORY / arguments[4], arguments[5:])
-    config.check_devices(job["parallelism"] * 8)

@@ -21,7 +21,7 @@ from dongwu_jax.training import watchdog
 watchdog._SECONDS_FOR_OTHERS = 0.2
 watchdog._SECONDS_UNTIL_FAULTHANDLER = 0.5
 guards = GuardsConfig(
-    hang_timeout_factor=2, hang_timeout_min_seconds=0.3, hang_timeout_pause_seconds=0.6
+    hang_timeout_factor=2, hang_timeout_min_seconds=0.3, hang_timeout_pause_seconds=2
 )
 def hang():
     {hang}
