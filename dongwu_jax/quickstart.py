@@ -43,27 +43,33 @@ class Tour:
 
     @property
     def config_file(self) -> Path:
+        """The run, from the folder where the tour was started."""
         name = "quickstart.yaml" if self.model == "tiny" else "quickstart_smollm2.yaml"
         return Path(os.path.relpath(REPOSITORY / "configs" / name))
 
     @property
     def tokenizer(self) -> Path:
+        """A SentencePiece model of its own, or that of the base model."""
         return self.out / ("tokenizer.model" if self.model == "tiny" else "base")
 
     @property
     def checkpoints(self) -> Path:
+        """The run's, before and after training."""
         return self.out / "run" / "checkpoints"
 
     @property
     def export(self) -> Path:
+        """The Hugging Face folder."""
         return self.out / "hf"
 
     @property
     def evaluation_tokens(self) -> str:
+        """Tokens to measure on: a minute's work on a CPU."""
         return "65536" if self.model == "tiny" else "8192"
 
     @property
     def train_command(self) -> list[str]:
+        """Arguments of Python that train, or go on training."""
         settings = [
             f"data.blend={self.out / 'data' / 'train_text_document'}",
             f"data.validation_blend={self.out / 'data' / 'validation_text_document'}",

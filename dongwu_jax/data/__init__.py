@@ -1,0 +1,1 @@
+"""From text to batches: tokenizers, indexed datasets, sample orders, packing."""

@@ -121,10 +121,18 @@ class PreprocessSettings(Protocol):
     """All that decides the output, a dataclass; see `EncodingSettings`."""
 
     @property
-    def dataset_names(self) -> list[str]: ...
+    def dataset_names(self) -> list[str]:
+        """What follows the output's prefix in the name of each dataset."""
+        ...
+
     @property
-    def tokenizer_sources(self) -> list[Path]: ...
-    def encoder(self) -> BlockEncoder: ...
+    def tokenizer_sources(self) -> list[Path]:
+        """The tokenizer's files: other ones give another output."""
+        ...
+
+    def encoder(self) -> BlockEncoder:
+        """What encodes; made anew in every process."""
+        ...
 
 
 class DocumentEncoder:

@@ -25,13 +25,24 @@ class Tokenizer(Protocol):
     """What the toolkit needs of a tokenizer. Ids that a tokenizer lacks are None."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Number of ids, from 0."""
+        ...
+
     @property
-    def bos_id(self) -> int | None: ...
+    def bos_id(self) -> int | None:
+        """The token before a text."""
+        ...
+
     @property
-    def eos_id(self) -> int | None: ...
+    def eos_id(self) -> int | None:
+        """The token behind a text."""
+        ...
+
     @property
-    def pad_id(self) -> int | None: ...
+    def pad_id(self) -> int | None:
+        """The token that fills rows up."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without beginning or end tokens."""

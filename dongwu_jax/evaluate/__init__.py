@@ -1,0 +1,1 @@
+"""What a model knows: perplexity, pass keys, lm-evaluation-harness, FinEval, comparisons."""

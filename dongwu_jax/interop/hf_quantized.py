@@ -17,10 +17,18 @@ class StoredTensor(Protocol):
     """A tensor of a file, whose values are read when asked for."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """As in the file."""
+        ...
+
     @property
-    def dtype(self) -> np.dtype: ...
-    def read(self) -> np.ndarray: ...
+    def dtype(self) -> np.dtype:
+        """Of the values, as in the file."""
+        ...
+
+    def read(self) -> np.ndarray:
+        """The values."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The Llama decoder and its parts: no mesh axis and no file is named here."""

@@ -29,6 +29,11 @@ class Launch:
 
 
 def from_variables(environment: Environment) -> Launch:
+    """What JAX's own variables say.
+
+    Raises:
+        UserError: one of them is no number.
+    """
     return Launch(
         ("JAX_* variables",),
         environment.get("JAX_COORDINATOR_ADDRESS") or None,
@@ -138,6 +143,11 @@ def _share_of_devices(
 
 
 def local_device_ids(environment: Environment) -> tuple[int, ...] | None:
+    """The GPUs of this process on its host, from JAX_LOCAL_DEVICE_IDS; None: it does not say.
+
+    Raises:
+        UserError: the variable is no list of numbers.
+    """
     text = environment.get("JAX_LOCAL_DEVICE_IDS", "")
     if not text:
         return None
@@ -149,6 +159,11 @@ def local_device_ids(environment: Environment) -> tuple[int, ...] | None:
 
 
 def number(environment: Environment, variable: str, least: int = 0) -> int | None:
+    """A variable that is a whole number; None: it is not set.
+
+    Raises:
+        UserError: it is something else, or below `least`.
+    """
     text = environment.get(variable, "")
     if not text:
         return None

@@ -35,9 +35,13 @@ _QUESTION = "dongwu_jax/process_0_is_here"
 class KeyValueStore(Protocol):
     """What is used of JAX's distributed client."""
 
-    def key_value_set(self, key: str, value: str) -> None: ...
+    def key_value_set(self, key: str, value: str) -> None:
+        """Tell all processes."""
+        ...
 
-    def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str: ...
+    def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str:
+        """What a process told, once it has."""
+        ...
 
 
 class Lifelines:

@@ -1,0 +1,1 @@
+"""Megatron-LM's checkpoints: torch format of every generation and layout, and torch_dist."""
