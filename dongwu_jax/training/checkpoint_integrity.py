@@ -5,24 +5,31 @@ the size and the CRC-32 of the files that are its own. The files are on the disk
 way to it, when it appears. Orbax takes no notice of it.
 """
 
+import errno
+import logging
 import os
 import re
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import tensorstore as ts
 from zlib_ng import zlib_ng
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.input_files import read_json_object
 from dongwu_jax.output_files import write_json_file
+from dongwu_jax.training.checkpoint_contents import problems_in_contents
+from dongwu_jax.training.checkpoint_folders import older_steps
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checksums\.(\d+)-of-(\d+)\.json")
 _PROCESS = re.compile(r"(?:^|\.)process_(\d+)$")
 _BLOCK_BYTES = 1 << 22
 _THREADS = 8  # a process; a file system of a cluster is as fast as it is asked in parallel
+_MOST_SHOWN = 5
+# What the system says of a file that is not there. All else it may say, such as that we have no
+# permission or that a server does not answer, tells nothing about what the file holds.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 Share = tuple[int, int]
 """Number of a process, and how many share the work."""
@@ -51,18 +58,46 @@ def write_checksums(step: Path, share: Share) -> None:
 def problems_of(step: Path, share: Share) -> list[str]:
     """What is wrong with this process's share of a step's files; every file has one to look at it.
 
-    A step whose process was killed before its checksums were there can only be read as a whole.
+    A step whose process was killed before its checksums were there is read through as a whole.
+
+    Raises:
+        OSError: a file that is there cannot be read, so that nothing can be said.
     """
     try:
         sums = _checksums(step)
-    except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"its checksums cannot be read: {error}"]
-    if sums is None:
-        return _unreadable(step, share)
-    files = sorted(sums, key=lambda name: -sums[name][0])[share[0] :: share[1]]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda name: _problem(step / name, sums[name]), files)
-        return [f"{name} {problem}" for name, problem in zip(files, found, strict=True) if problem]
+    except _Damaged as damage:
+        return [str(damage)]
+    if sums is not None:
+        return _differences(step, sums, share)
+    problems = problems_in_contents(step, share)
+    if problems:
+        for file in _files(step):
+            _sum(file)  # raises what the system says, which others only pass on as text
+    return problems
+
+
+def check_intact(step: Path, *items: str) -> None:
+    """Compare the files of some items of a step with their checksums, if it has any.
+
+    Raises:
+        UserError: one is not what was written, or cannot be read.
+    """
+    try:
+        sums = _checksums(step)
+        if sums is None:
+            if "parameters" in items and (step / "optimizer").is_dir():
+                logger.warning("%s: has no checksums; its weights are taken as they are", step)
+            return
+        chosen = {name: known for name, known in sums.items() if Path(name).parts[0] in items}
+        problems = _differences(step, chosen, (0, 1))
+    except _Damaged as damage:
+        problems = [str(damage)]
+    except OSError as error:
+        raise UserError(f"{error.filename or step}: cannot be read: {error.strerror}") from None
+    if problems:
+        raise UserError(
+            f"{step}: is damaged: {'; '.join(problems[:_MOST_SHOWN])}. {_instead_of(step)}"
+        )
 
 
 def is_verifiable(step: Path) -> bool:
@@ -72,20 +107,74 @@ def is_verifiable(step: Path) -> bool:
     return bool(parts) and {part for part, _ in parts} == set(range(parts[0][1]))
 
 
+class _Damaged(Exception):
+    """Checksums that make no sense."""
+
+
 def _checksums(step: Path) -> dict[str, list[int]] | None:
-    """Size and CRC-32 of each file by its path in the step; None: they are not all there."""
+    """Size and CRC-32 of each file by its path in the step; None: they are not all there.
+
+    Raises:
+        OSError: they cannot be read.
+        _Damaged: they can, and are none.
+    """
     if not is_verifiable(step):
         return None
+    files = [file for file in step.iterdir() if _NAME.fullmatch(file.name)]
     sums: dict[str, list[int]] = {}
-    for file in step.iterdir():
-        if _NAME.fullmatch(file.name):
+    for file in files:
+        _sum(file)  # raises what the system says of it
+        try:
             sums |= read_json_object(file)["files"]
-    return {name: [int(size), int(crc)] for name, (size, crc) in sums.items()}
+        except (UserError, ValueError, KeyError, TypeError) as error:
+            raise _Damaged(f"{file.name} cannot be understood: {error}") from None
+    try:
+        return {name: [int(size), int(crc)] for name, (size, crc) in sums.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _Damaged(f"its checksums cannot be understood: {error}") from None
+
+
+def _differences(step: Path, sums: dict[str, list[int]], share: Share) -> list[str]:
+    """What is wrong with this process's share of some files."""
+    files = sorted(sums, key=lambda name: -sums[name][0])[share[0] :: share[1]]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(lambda name: _problem(step / name, sums[name]), files)
+        return [f"{name} {problem}" for name, problem in zip(files, found, strict=True) if problem]
+
+
+def _problem(file: Path, expected: list[int]) -> str | None:
+    try:
+        size = file.stat().st_size
+        if size != expected[0]:
+            return f"has {size} bytes instead of {expected[0]}"
+        return None if list(_sum(file)) == expected else "has other content than was written"
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
+        return "is missing"
+
+
+def _instead_of(step: Path) -> str:
+    older = older_steps(step)
+    if not older:
+        return "Restore the file; there is no older step"
+    return f"Name an older step, such as {older[0]}, or restore the file"
 
 
 def _files(step: Path) -> list[Path]:
-    files = (path for path in step.rglob("*") if path.is_file())
-    return sorted(file for file in files if not _NAME.fullmatch(file.name))
+    """All files of a step but its checksums.
+
+    Raises:
+        OSError: a folder cannot be looked into.
+    """
+    found: list[Path] = []
+    for folder, _, names in os.walk(step, onerror=_raise):
+        found += [Path(folder, name) for name in names if not _NAME.fullmatch(name)]
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _writer(file: Path) -> int:
@@ -115,38 +204,3 @@ def _sum(file: Path) -> tuple[int, int]:
             crc = zlib_ng.crc32(block[:count], crc)
             size += count
     return size, crc
-
-
-def _problem(file: Path, expected: list[int]) -> str | None:
-    try:
-        if file.stat().st_size != expected[0]:
-            return f"has {file.stat().st_size} bytes instead of {expected[0]}"
-        return None if list(_sum(file)) == expected else "has other content than was written"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-
-
-def _unreadable(step: Path, share: Share) -> list[str]:
-    """Problems of a step without checksums: files that are missing or cut short."""
-    problems: list[str] = []
-    for item in ("parameters", "optimizer"):
-        if (step / item / "manifest.ocdbt").is_file():
-            base = {"driver": "file", "path": f"{(step / item).absolute()}/"}
-            try:
-                problems += _unread(item, {"driver": "ocdbt", "base": base}, share)
-            except (ValueError, OSError) as error:
-                problems.append(f"{item} cannot be read: {_first_line(error)}")
-    return problems
-
-
-def _unread(item: str, storage: dict[str, Any], share: Share) -> Iterable[str]:
-    store = ts.KvStore.open(storage).result()
-    for key in sorted(store.list().result())[share[0] :: share[1]]:
-        try:
-            store.read(key).result()
-        except (ValueError, OSError) as error:
-            yield f"{item}/{key.decode()} cannot be read: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:300]

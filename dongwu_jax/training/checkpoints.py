@@ -10,8 +10,8 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from dongwu_jax.models.parameters import (
 )
 from dongwu_jax.training.checkpoint_files import FilesHandler, SaveFiles
 from dongwu_jax.training.checkpoint_integrity import write_checksums
+from dongwu_jax.training.orbax_steps import StepsOfARun
 from dongwu_jax.training.state import TrainState
 from dongwu_jax.training.stored_weights import (
     DataState,
@@ -44,7 +45,17 @@ logger = logging.getLogger(__name__)
 class Checkpoints:
     """Writes and reads the checkpoints of one run."""
 
-    def __init__(self, config: CheckpointConfig):
+    def __init__(
+        self, config: CheckpointConfig, completed: Callable[[int], None] = lambda step: None
+    ):
+        """Open the folder, and make it if there is none.
+
+        Args:
+            completed: told each step that is complete, from a thread of its own.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         policies: list[Any] = [checkpoint_managers.LatestN(config.keep_last)]
         if config.keep_every:
             policies.append(checkpoint_managers.EveryNSteps(config.keep_every))
@@ -62,6 +73,7 @@ class Checkpoints:
                     # Else a folder that cannot be made is waited for, for minutes.
                     async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                     cleanup_tmp_directories=True,
+                    step_name_format=StepsOfARun(),
                 ),
                 item_handlers={
                     "parameters": ocp.StandardCheckpointHandler(),
@@ -75,12 +87,17 @@ class Checkpoints:
             raise UserError(f"checkpoint.directory={self.directory}: {error}") from None
         self._saving: int | None = None
         self._failed: set[int | None] = set()
+        self._completed = completed
         self._completing = threading.Thread()
 
     @property
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""
         return self._manager.latest_step()
+
+    def reload(self) -> None:
+        """Look again at which steps there are, when some were set aside."""
+        self._manager.reload()
 
     def save(
         self,
@@ -95,6 +112,7 @@ class Checkpoints:
             UserError: the folder cannot be written, now or by the write that this one waits for.
         """
         step = int(state.step)
+        self._recount()
         if step in self._manager.all_steps():
             return
         self._remove_unfinished()
@@ -128,17 +146,21 @@ class Checkpoints:
             except (OSError, UserError) as error:
                 if folder.exists():  # else it has made room for newer ones
                     logger.warning("%s: stays without checksums: %s", folder, error)
+            self._completed(step)
 
         self._completing = threading.Thread(target=complete, name="checksums")
         self._completing.start()
 
-    def restore(self, abstract: Any) -> tuple[TrainState, DataState]:
-        """The newest checkpoint, laid out as `abstract` (see `abstract_state`) says.
+    def restore(self, abstract: Any, step: int | None = None) -> tuple[TrainState, DataState]:
+        """A checkpoint, laid out as `abstract` (see `abstract_state`) says.
+
+        Args:
+            step: None: the newest.
 
         Raises:
             UserError: the checkpoint belongs to another architecture or optimizer.
         """
-        step = self.latest_step
+        step = self.latest_step if step is None else step
         assert step is not None, "restore is called when there is a step"
         wanted = named_parameters(abstract.parameters)
         folder = self.directory / str(step)
@@ -210,6 +232,18 @@ class Checkpoints:
             for step in self._failed:
                 for unfinished in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
                     shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _recount(self) -> None:
+        """Have Orbax look again at what there is, after a failure.
+
+        It forgets the steps that one was to replace when it begins to write it. They would stay
+        for ever if it fails, and take the room that the next one needs.
+        """
+        if not self._failed:
+            return
+        with suppress(OSError):  # a folder that is gone may come back, and what it holds
+            if {*os.listdir(self.directory)} >= {*map(str, self._manager.all_steps())}:
+                self._manager.reload()
 
     def _join(self) -> None:
         if self._completing.ident is not None:

@@ -18,6 +18,7 @@ from dongwu_jax.errors import UserError
 from dongwu_jax.training.bad_steps import BadSteps
 from dongwu_jax.training.base_weights import BaseWeights, check_same_base
 from dongwu_jax.training.checkpoints import Checkpoints
+from dongwu_jax.training.damaged_checkpoints import set_damaged_aside
 from dongwu_jax.training.resume import check_same_data, check_same_run
 from dongwu_jax.training.run_log import RunLog
 from dongwu_jax.training.state import TrainState
@@ -67,20 +68,35 @@ class Saving:
         return state
 
     def roll_back(self, state: TrainState, step: int) -> TrainState:
-        """The newest checkpoint's state in the place of that after `step`, which it frees."""
+        """A good checkpoint's state in the place of that after `step`, which it frees.
+
+        Raises:
+            UserError: the checkpoints cannot be read.
+        """
         self.settle()
-        newest = self.checkpoints.latest_step
-        if newest is None:
-            logger.warning("no checkpoint to roll back to: only step %d is left out", step)
+        directory, log = self.checkpoints.directory, self.run_log
+        target = set_damaged_aside(directory, log, self._newest_due)
+        if target is None:
+            logger.warning("no good checkpoint to roll back to: only step %d is left out", step)
             return renumbered(state, step)
+        self.checkpoints.reload()
         for leaf in jax.tree.leaves(state):  # there may be no room for two
             leaf.delete()
-        state, data_state = self.checkpoints.restore(self.abstract)
+        state, data_state = self.checkpoints.restore(self.abstract, target)
         kept = data_state.get("bad_steps") or self.bad_steps.to_json()
         self.bad_steps.restore(kept, rolling_back=True)
-        logger.warning("rolled back to step %d; going on with step %d", newest, step + 1)
-        self.run_log.event("rollback", step=step, to=newest)
+        logger.warning("rolled back to step %d; going on with step %d", target, step + 1)
+        self.run_log.event("rollback", step=step, to=target)
         return renumbered(state, step)
+
+    def _newest_due(self, steps: Sequence[int]) -> int:
+        """The newest of some steps that an uninterrupted run has saved, too; if none has, of all.
+
+        So a rollback does not depend on where the run was stopped.
+        """
+        interval = self.config.checkpoint.interval
+        due = [step for step in steps if step > 0 and step % interval == 0]
+        return max(due or steps)
 
     def save(self, state: TrainState, step: int) -> None:
         """Begin to write a checkpoint, when the one before it is complete.

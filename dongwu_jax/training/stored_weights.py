@@ -1,5 +1,6 @@
 """Checkpoints read and written without a run: weights by name, and the run that wrote them."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from dongwu_jax.input_files import read_json_object
 from dongwu_jax.models.parameters import abstract_parameters, named_parameters
 from dongwu_jax.training.base_weights import BaseWeights
 from dongwu_jax.training.checkpoint_files import FilesHandler, SaveFiles
-from dongwu_jax.training.checkpoint_folders import newest_step
+from dongwu_jax.training.checkpoint_folders import newest_step, older_steps
+from dongwu_jax.training.checkpoint_integrity import check_intact
 from dongwu_jax.training.streamed_weights import (
     ArrayReader,
     StoredShape,
@@ -29,18 +31,36 @@ DataState = dict[str, Any]
 
 
 def read_run_config(path: Path) -> RunConfig:
-    """The run that wrote the newest checkpoint at `path`."""
+    """The run that wrote the newest checkpoint at `path`.
+
+    Raises:
+        UserError: there is no complete checkpoint, or its settings are not what was written.
+    """
     step = newest_step(path)
+    check_intact(step, "config")
     return parse_config(read_json_object(step / "config" / "metadata"), source=str(step))
 
 
 def read_model_config(path: Path) -> ModelConfig:
-    """The architecture of the newest checkpoint at `path`."""
-    return read_run_config(path).model
+    """The architecture of the newest checkpoint at `path`.
+
+    Where its settings are damaged, that of one before it, from which the run is going to go on.
+    """
+    newest = newest_step(path)
+    try:
+        return read_run_config(newest).model
+    except UserError:
+        for older in older_steps(newest):
+            with contextlib.suppress(UserError):
+                return read_run_config(older).model
+        raise
 
 
 class WeightReader(Mapping[str, np.ndarray]):
-    """The weights of a checkpoint by dotted name, each read when it is asked for, as stored."""
+    """The weights of a checkpoint by dotted name, each read when it is asked for, as stored.
+
+    Before the first is read, all are compared with their checksums, if they have any.
+    """
 
     def __init__(self, path: Path):
         """Open the newest step at `path`.
@@ -49,6 +69,7 @@ class WeightReader(Mapping[str, np.ndarray]):
             UserError: there is no complete checkpoint, or it is damaged.
         """
         step = newest_step(path)
+        check_intact(step, "config", "data", "tokenizer")
         self.run = read_run_config(step)
         self.iteration = int(step.name)  # training steps done; 0: weights alone
         data_state = _data_state(step)
@@ -59,6 +80,7 @@ class WeightReader(Mapping[str, np.ndarray]):
         check_same_shapes(step, self.arrays, shapes)
         self._step, self._names = step, list(shapes)
         self._reader = ArrayReader(step / "parameters")
+        self._intact = False
 
     @property
     def dtype(self) -> str:
@@ -66,6 +88,9 @@ class WeightReader(Mapping[str, np.ndarray]):
         return self.arrays["embed_tokens"].dtype.name
 
     def __getitem__(self, name: str) -> np.ndarray:
+        if not self._intact:
+            check_intact(self._step, "parameters")
+            self._intact = True
         with reading(self._step):
             return self._reader.read(name)
 

@@ -106,6 +106,8 @@ class ArrayReader:
             ValueError, OSError: its files are damaged or missing.
         """
         store = self._open(name).result()
+        if store.rank == 0:  # it has neither pieces nor an order
+            return store.read().result()
         pieces = store.chunk_layout.read_chunk.shape
         if any(piece > max(size, 1) for piece, size in zip(pieces, store.shape, strict=True)):
             # TensorStore would ask for the memory, and end the process without it.

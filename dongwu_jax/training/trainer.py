@@ -22,6 +22,7 @@ from dongwu_jax.training.bad_step_record import BadStepRecorder
 from dongwu_jax.training.bad_steps import BadSteps, is_exact
 from dongwu_jax.training.base_weights import BaseWeights, describe_base
 from dongwu_jax.training.batches import BatchLayout
+from dongwu_jax.training.beginning_anew import check_may_begin
 from dongwu_jax.training.checkpoints import Checkpoints
 from dongwu_jax.training.compilation import keep_compiled_programs
 from dongwu_jax.training.damaged_checkpoints import set_damaged_aside
@@ -93,9 +94,12 @@ class Trainer:
         objective = self._objective(devices[0].platform)
         self._locks = lock_run(config, self.began)  # for as long as the trainer lives
         self.run_log = open_run_log(config)
-        set_damaged_aside(config.checkpoint.directory, self.run_log)
+        if set_damaged_aside(config.checkpoint.directory, self.run_log) is None:
+            check_may_begin(config.checkpoint.directory, config.log_directory / "events.jsonl")
         # After all that may be refused: it starts threads.
-        self.checkpoints = Checkpoints(config.checkpoint)
+        self.checkpoints = Checkpoints(
+            config.checkpoint, lambda step: self.run_log.event("checkpoint", step=step)
+        )
         if config.training.compilation_cache:
             keep_compiled_programs(config.checkpoint.directory.parent / "compiled")
         self._train_step = make_train_step(config, self.sharding, objective)

@@ -232,6 +232,7 @@ def _resume(folder: Path) -> None:
 
     from dongwu_jax.data.fingerprint import fingerprint
     from dongwu_jax.parallel.layout import make_sharding
+    from dongwu_jax.training.beginning_anew import check_may_begin
     from dongwu_jax.training.checkpoint_integrity import is_verifiable
     from dongwu_jax.training.checkpoints import Checkpoints
     from dongwu_jax.training.damaged_checkpoints import set_damaged_aside
@@ -241,7 +242,8 @@ def _resume(folder: Path) -> None:
 
     config = seeds.run_config(folder)
     current = fingerprint(config.data, 8)
-    set_damaged_aside(config.checkpoint.directory, RunLog(None))
+    if set_damaged_aside(config.checkpoint.directory, RunLog(None)) is None:
+        check_may_begin(config.checkpoint.directory, config.log_directory / "events.jsonl")
     checkpoints = Checkpoints(config.checkpoint)
     try:
         if checkpoints.latest_step is None:
