@@ -5,6 +5,7 @@ Example:
 """
 
 import argparse
+import faulthandler
 import os
 import sys
 import time
@@ -22,6 +23,8 @@ from dongwu_jax.parallel.stop_agreement import StopAgreement
 from dongwu_jax.training.profile import StepRange
 from dongwu_jax.training.stopping import StopSignals, end_this_process, stop_after, time_limit
 from dongwu_jax.training.watchdog import Watchdog, make_watchdog
+
+_STANDARD_ERROR = 2  # the descriptor: sys.stderr may be none that a signal can use
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.explain_sharding:
         _explain_sharding(load_config(options.config, options.overrides), options.devices)
         return 0
+    # A stack tells of a signal that ends the process, such as SIGBUS where a data file got shorter.
+    faulthandler.enable(file=_STANDARD_ERROR, all_threads=False)
     # Joined first: a process that then fails, be it over the configuration, tells the others.
     cluster = _cluster(options)
     _allow_most_host_memory()

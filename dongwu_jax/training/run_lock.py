@@ -14,9 +14,10 @@ import socket
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import jax
+from jax._src import distributed  # JAX has no public way to its key-value store
 
 from dongwu_jax.config import RunConfig
 from dongwu_jax.errors import UserError
@@ -27,6 +28,8 @@ LOCK_FILE = ".lock"
 # What the run before this one may take to end: launchers start the next one soon.
 _PATIENCE_SECONDS = 60.0
 _SECONDS_BETWEEN_TRIES = 0.5
+_KEY = "dongwu_jax/run_is_locked"
+_LONGEST_MILLISECONDS = 86_400_000  # a day: what stands still is ended by the watchdog before
 
 Lock = IO[bytes]
 """Holds as long as the file is open. A process is not locked out by itself."""
@@ -35,7 +38,7 @@ Lock = IO[bytes]
 def lock_run(config: RunConfig, began: float) -> list[Lock]:
     """Keep other runs out of this one's folders; where the file system has no locks, that is said.
 
-    The first process has the locks. The others wait for it before anything is written.
+    A collective operation: the first process takes the locks, and the others wait for it.
 
     Args:
         began: when this run began, in seconds since the epoch.
@@ -44,12 +47,21 @@ def lock_run(config: RunConfig, began: float) -> list[Lock]:
         UserError: another run is at work in one of them, and does not end within a minute.
     """
     if jax.process_index() > 0:
+        # Not in a collective, which may not have the patience.
+        _store().blocking_key_value_get(_KEY, _LONGEST_MILLISECONDS)
         return []
     folders = {"checkpoint.directory": config.checkpoint.directory}
     if config.log_directory.absolute() != config.checkpoint.directory.absolute():
         folders["logging.directory"] = config.log_directory
     locks = [_lock(setting, folder, began) for setting, folder in folders.items()]
+    if jax.process_count() > 1:
+        _store().key_value_set(_KEY, "locked", allow_overwrite=True)
     return [lock for lock in locks if lock is not None]
+
+
+def _store() -> Any:
+    """Of keys and values, which all processes of the run share."""
+    return distributed.global_state.client
 
 
 def _lock(setting: str, folder: Path, began: float) -> Lock | None:

@@ -73,7 +73,8 @@ class RunLog:
     def close(self) -> None:
         """Write what waits, if there is room; say what is lost."""
         if self._file is not None:
-            self._file.close()
+            with self._lock:
+                self._file.close()
 
     @contextmanager
     def pause(self, what: str, step: int) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """What happens to real processes when one of them is killed, hangs, differs or does not come."""
 
+import os
 import re
 import signal
 import time
@@ -8,6 +9,7 @@ import pytest
 from process_group import losses, start, train, write_run
 
 from dongwu_jax import exit_codes
+from dongwu_jax.training.run_lock import lock_run
 
 # Long enough never to end by itself.
 LONG = {"duration": 100_000, "micro_batch_size": 1}
@@ -71,6 +73,20 @@ def test_a_process_0_that_stands_still_is_named(tmp_path, running):
     group.processes[0].send_signal(signal.SIGSTOP)
     assert group.wait(1, timeout=90) == exit_codes.PEER_LOST
     assert re.search(r"process 0 \(.*\) has not answered for (2[5-9]|3\d) s", group.output(1))
+
+
+@pytest.mark.slow
+def test_a_second_run_is_refused_in_all_its_processes(tmp_path, running):
+    config = write_run(tmp_path, mesh={"fsdp": 2}, training=LONG)
+    locks = lock_run(config, began=0.0)  # this process is the first run
+    group = running(train(tmp_path, 2, devices=2))
+    assert group.wait(0, timeout=180) == exit_codes.FAILED
+    assert group.wait(1, timeout=60) == exit_codes.PEER_LOST
+    for rank in range(2):
+        assert f"another run is at work there, process {os.getpid()} on" in group.output(rank)
+    assert not list(config.checkpoint.directory.glob("[0-9]*"))
+    assert not (config.log_directory / "metrics.jsonl").exists()
+    del locks
 
 
 def test_processes_with_different_settings_all_end(tmp_path, running):

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -206,3 +209,20 @@ def test_the_length_of_a_model_is_that_of_its_weights(capsys, config, model, tmp
     assert "max_position_embeddings: 8192" in capsys.readouterr().out
     message = failure(capsys, train, "--config", config, "data.sequence_length=9000")
     assert "longer than model.max_position_embeddings=8192" in message
+
+
+SIGBUS = """
+import os, signal, sys
+from dongwu_jax import train
+train._train = lambda *_: os.kill(os.getpid(), signal.SIGBUS)
+train.main(sys.argv[1:])
+"""
+
+
+def test_a_bus_error_shows_where_it_was(config):
+    """As where a data file on the memory map gets shorter."""
+    command = [sys.executable, "-c", SIGBUS, "--config", str(config)]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == -signal.SIGBUS
+    assert "Fatal Python error: Bus error" in ended.stderr
+    assert 'File "<string>", line 4' in ended.stderr
