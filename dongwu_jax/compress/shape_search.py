@@ -19,6 +19,7 @@ from dongwu_jax.compress.pruned_source import PrunedSource
 from dongwu_jax.compress.selection import Selection
 from dongwu_jax.compress.shapes import Shape, parameter_count, resized, shape_of
 from dongwu_jax.config import ModelConfig
+from dongwu_jax.evaluate.perplexity import perplexity_of
 from dongwu_jax.interop.loaded_model import LoadedModel
 from dongwu_jax.interop.loading import load_parameters
 from dongwu_jax.interop.model_source import ModelSource
@@ -26,8 +27,6 @@ from dongwu_jax.interop.sources import open_source
 from dongwu_jax.models.parameters import parameter_shardings
 from dongwu_jax.output_files import write_json_file
 from dongwu_jax.progress_bars import token_bar
-
-_LARGEST_LOSS = 709.0  # whose exponential is a number
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Scored:
     @property
     def perplexity(self) -> float:
         """exp of the loss."""
-        return math.exp(self.loss) if self.loss < _LARGEST_LOSS else math.inf
+        return perplexity_of(self.loss)
 
 
 def run_search(job: Search) -> list[Scored]:

@@ -17,11 +17,10 @@ import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from dongwu_jax.data.segment_table import SegmentTable, code_points
+from dongwu_jax.data.segment_table import NUM_CODE_POINTS, SegmentTable, code_points
 from dongwu_jax.data.tokenizers import SentencePieceTokenizer
 
 _SPACE = "\u2581"  # what SentencePiece writes for a space
-_NUM_CODE_POINTS = 0x110000
 _UNKNOWN, _ALONE = 0, 1  # classes of characters that are no piece, and that never join
 _MAX_CLASSES = 4096  # 16 MB of join table; rarer characters share the last class
 _WINDOW = 1 << 16  # characters encoded at once: half a megabyte an array
@@ -171,7 +170,7 @@ def _join_table(
     places = np.flatnonzero(has_right)
     left, right = codes[places], codes[places + 1]
     known = codes[lasts[lengths == 1]]
-    class_of = np.zeros(_NUM_CODE_POINTS, np.int64)  # _UNKNOWN
+    class_of = np.zeros(NUM_CODE_POINTS, np.int64)  # _UNKNOWN
     class_of[known] = _ALONE
     times = np.bincount(np.concatenate([left, right]))
     joining = np.flatnonzero(times)

@@ -11,7 +11,7 @@ from itertools import chain
 import numpy as np
 import sentencepiece
 
-_NUM_CODE_POINTS = 0x110000
+NUM_CODE_POINTS = 0x110000
 _MAX_SEGMENTS = 300_000  # remembered before starting afresh, some 50 MB
 _MAX_REMEMBERED = 64  # characters; longer segments hardly come back
 _FEW_SEGMENTS = 200  # encoded one by one: for a list SentencePiece starts a thread
@@ -36,7 +36,7 @@ class SegmentTable:
     def _forget(self) -> None:
         self._ids = array("i", [0])
         self._chars = array("q", [0])
-        self._ids_of_char = np.zeros(_NUM_CODE_POINTS, np.int64)
+        self._ids_of_char = np.zeros(NUM_CODE_POINTS, np.int64)
         self._long = _KeyTable()
 
     def find(self, text: str, codes: np.ndarray, cuts: np.ndarray) -> np.ndarray:

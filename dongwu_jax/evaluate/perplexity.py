@@ -29,6 +29,11 @@ _LARGEST_LOSS = 709.0  # whose exponential is a number
 _FIRST_POSITIONS = 64  # positions are told apart in ranges, each twice as long as the one before
 
 
+def perplexity_of(loss: float) -> float:
+    """exp of a loss in nats a token; infinity where that is no number any more."""
+    return math.exp(loss) if loss < _LARGEST_LOSS else math.inf
+
+
 @dataclass(frozen=True)
 class PositionLoss:
     """Mean loss at some positions of a window, in nats.
@@ -80,7 +85,7 @@ class Perplexity:
     @property
     def perplexity(self) -> float:
         """exp of the loss: the effective number of choices for a token."""
-        return math.exp(self.loss) if self.loss < _LARGEST_LOSS else math.inf
+        return perplexity_of(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
