@@ -10,7 +10,7 @@ if ! has_vllm; then
   echo "Serving is skipped: $VLLM_PYTHON has no vLLM; set VLLM_PYTHON to a Python that has"
   exit
 fi
-"$VLLM_PYTHON" -m vllm.entrypoints.cli.main serve "$WORK/export/hf" --served-model-name finance \
+"$VLLM_PYTHON" -m vllm.entrypoints.openai.api_server --model "$WORK/export/hf" --served-model-name finance \
   --host 127.0.0.1 --port "$PORT" "${SERVE[@]}" > "$WORK/vllm.log" 2>&1 &
 server=$!
 trap 'kill "$server" 2> /dev/null || true; wait "$server" || true' EXIT
@@ -19,6 +19,6 @@ until curl --silent --fail "http://127.0.0.1:$PORT/health"; do
   sleep 2
 done
 curl --silent --fail "http://127.0.0.1:$PORT/v1/chat/completions" --header 'Content-Type: application/json' \
-  --data '{"model": "finance", "max_tokens": 64, "temperature": 0, "messages": [{"role": "user", "content": "证券法第一条是怎么规定的？"}]}' \
+  --data '{"model": "finance", "max_tokens": 64, "temperature": 0, "messages": [{"role": "user", "content": "《中华人民共和国证券法》第一条是怎么规定的？"}]}' \
   | tee "$WORK/results/answer.json"
 echo

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from results import Results
 
 from dongwu_jax.output_files import write_output_file
@@ -15,7 +16,7 @@ _CHANCE = 0.25  # four choices
 
 def draw(results: Results, models: Sequence[str], path: Path) -> None:
     """Write a PNG of what `results` has of these models."""
-    panels = [_along, _windows, _minutes]
+    panels = [_along, _windows, _minutes] if results.seconds() else [_along, _windows]
     if results.evaluation("base", "fineval") is not None:
         panels.insert(2, _fineval)
     figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
@@ -51,7 +52,7 @@ def _windows(axes: Axes, results: Results, _: Sequence[str]) -> None:
     axes.set(xlabel="window, tokens", ylabel="perplexity", xscale="log", yscale="log")
     axes.set_title("elsewhere, by window")
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
     if lengths:
         axes.legend()
 

@@ -46,10 +46,11 @@ case "$SIZE" in
     LONG_TOKENS=2048
     CALIBRATION=(--samples 4 --length 256)
     SYNTHESIZE=(--limit 24 --max-new-tokens 64 --prefix-tokens "48:64")
-    ENGINE=(--engine-option enforce_eager=true --engine-option max_num_seqs=24)
+    ENGINE=(--engine-option enforce_eager=true --engine-option max_num_seqs=24
+      --engine-option gpu_memory_utilization=0.2)  # of the host's memory, where vLLM has no GPU
     MIN_NEW_TOKENS=24
     TUNE=("${SMALL[@]}" evaluation.interval=1 evaluation.batches=1)
-    SERVE=(--max-model-len 512 --enforce-eager --dtype bfloat16)
+    SERVE=(--max-model-len 512 --enforce-eager --dtype bfloat16 --gpu-memory-utilization 0.2)
     ;;
   *) echo "error: SIZE=$SIZE: must be gpu or cpu" >&2; exit 1 ;;
 esac
@@ -58,7 +59,7 @@ source tools/launch/environment.sh
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"  # batches this small are for one GPU
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$WORK/compiled}"
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export HF_HUB_OFFLINE=1  # all is here; nothing is looked for on the hub
 
 has_vllm() {
   "$VLLM_PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)'
