@@ -35,7 +35,7 @@ def _along(axes: Axes, results: Results, models: Sequence[str]) -> None:
             for name in models
             if (record := results.evaluation(name, kind)) is not None
         }
-        axes.plot(list(found), list(found.values()), marker="o", linestyle=":", label=label)
+        axes.plot(list(found), list(found.values()), marker="o", linestyle="none", label=label)
     axes.set(ylabel="perplexity", yscale="log", title="along the road")
     axes.tick_params(axis="x", rotation=60)
     axes.legend()
