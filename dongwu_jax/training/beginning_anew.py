@@ -32,31 +32,29 @@ def _check(directory: Path, events: Path) -> None:
             f"{directory}: no good checkpoint is left, only {', '.join(damaged)}; mend one and "
             "give it back its number, or move them away to start anew"
         )
-    saved = _last_saved(events)
+    saved = _last_saved(events, directory)
     if saved is not None:
-        step, place = saved
-        where = "" if Path(place) == directory else f" to {place}"
         raise UserError(
             f"checkpoint.directory={directory}: holds no checkpoint, but {events} says that step "
-            f"{step} was saved{where}. Is the folder mounted? Give it back, or name the place "
+            f"{saved} was saved there. Is the folder mounted? Give it back, or name the place "
             "where it is now; to begin anew on purpose, set another logging.directory or move "
             "events.jsonl away"
         )
 
 
-def _last_saved(events: Path) -> tuple[int, str] | None:
-    """Step and folder of the last checkpoint that became complete; None: there was none."""
-    saved, place = None, ""
+def _last_saved(events: Path, directory: Path) -> int | None:
+    """The last checkpoint that became complete in a folder; None: there was none."""
+    saved, here = None, False
     for event in read_json_lines(events):
         kind, step = event.get("event"), event.get("step")
         if kind == "start":
             settings = record(record(event.get("config")).get("checkpoint"))
-            place = str(settings.get("directory", ""))
+            here = Path(str(settings.get("directory"))).absolute() == directory.absolute()
         complete = (
             kind == "checkpoint"
             or (kind == "start" and event.get("resumed") is True)
             or (kind == "end" and event.get("reason") in ("finished", "stopped"))
         )
-        if complete and isinstance(step, int):
-            saved = step, place
+        if here and complete and isinstance(step, int):
+            saved = step
     return saved

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,9 +76,13 @@ class WeightReader(Mapping[str, np.ndarray]):
         data_state = _data_state(step)
         self.consumed_samples: int | None = data_state.get("consumed_samples")
         self.base_weights: BaseWeights | None = data_state.get("base_weights")  # beneath adapters
-        self.arrays = stored_arrays(step)
         shapes = named_parameters(abstract_trained(self.run))
-        check_same_shapes(step, self.arrays, shapes)
+        try:
+            self.arrays = stored_arrays(step)
+            check_same_shapes(step, self.arrays, shapes)
+        except UserError:
+            check_intact(step, "parameters")  # which says more of damage
+            raise
         self._step, self._names = step, list(shapes)
         self._reader = ArrayReader(step / "parameters")
         self._intact = False
@@ -141,9 +146,15 @@ def save_weights(
 
 @contextmanager
 def reading(step: Path) -> Iterator[None]:
-    """Name the checkpoint when Orbax or TensorStore cannot make sense of its files."""
+    """Name the checkpoint when Orbax or TensorStore cannot make sense of its files.
+
+    Raises:
+        UserError: they cannot, or may not read them.
+    """
     try:
         yield
+    except PermissionError as error:
+        raise UserError(f"{error.filename or step}: cannot be read: {error.strerror}") from None
     except Exception as error:
         raise UserError(
             f"{step}: is damaged or incomplete: {storage_problem(error)}; restore its files, or "
@@ -186,6 +197,7 @@ def _data_state(step: Path) -> DataState:
 def stored_arrays(step: Path) -> dict[str, StoredShape]:
     """Shape and dtype of each parameter of a step, by dotted name."""
     with reading(step):
+        os.listdir(step / "parameters")  # Orbax takes one that it may not look into for empty
         return ArrayReader(step / "parameters").describe()
 
 

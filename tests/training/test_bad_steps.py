@@ -150,6 +150,10 @@ def test_rolling_back_leaves_out_what_led_to_it(tmp_path):
     resumed = trainer_in(tmp_path, {8: "nan"}, bad_steps=settings)
     assert resumed.checkpoints.latest_step == 5
     assert_same_state(resumed.run(), truth)
+    # Stopped, and saved, between the checkpoint that is due and the bad step.
+    stopped = tmp_path / "stopped"
+    trainer_in(stopped, {8: "nan"}, bad_steps=settings).run(stop_after=7)
+    assert_same_state(trainer_in(stopped, {8: "nan"}, bad_steps=settings).run(), truth)
 
 
 def test_without_a_checkpoint_a_rollback_leaves_out_the_step_alone(tmp_path):

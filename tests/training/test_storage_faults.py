@@ -22,10 +22,11 @@ from dongwu_jax.training.trainer import Trainer
 ALONE = (0, 1)
 
 
-def config_in(folder, **sections):
+def config_in(folder, keep_last=9, **sections):
     folder.mkdir(exist_ok=True)
     settings = {"model": {"num_layers": 1}, "training": {"duration": 12}}
-    return run_config(folder, **settings, checkpoint={"interval": 3, "keep_last": 9}, **sections)
+    checkpoint = {"interval": 3, "keep_last": keep_last}
+    return run_config(folder, **settings, checkpoint=checkpoint, **sections)
 
 
 def checkpoints_in(folder):
@@ -88,6 +89,13 @@ def test_a_full_disk_is_borne_and_the_next_checkpoint_written(straight, tmp_path
     assert "The run goes on; the newest checkpoint is that of step 3" in caplog.text
     (event,) = events(tmp_path, "checkpoint_failed")
     assert event["newest"] == 3
+
+
+def test_a_checkpoint_that_fails_leaves_no_older_one_behind(tmp_path):
+    trainer = Trainer(config_in(tmp_path, keep_last=2))
+    during(trainer, {9}, lambda: files_of_at_most(4096))
+    trainer.run()
+    assert names_in(checkpoints_in(tmp_path)) == {"6", "12"}
 
 
 def test_a_first_or_a_last_checkpoint_that_fails_ends_the_run(tmp_path):
