@@ -119,10 +119,11 @@ def test_a_failed_rename_restores_the_old_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("size", ["5XB", "0", "-1GB"])
-def test_impossible_shard_sizes_are_explained(original, tmp_path, size):
+def test_impossible_shard_sizes_are_explained(original, tmp_path, size, capsys):
     common = ["--from", original[1], "--to", tmp_path / "out", "--to-format", "hf"]
-    with pytest.raises(UserError, match="--max-shard-size"):
+    with pytest.raises(SystemExit, match="2"):
         _convert(*common, f"--max-shard-size={size}")
+    assert f"--max-shard-size: '{size}' is not a size such as 500MB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

@@ -123,7 +123,7 @@ def test_model_without_tokenizer(refused, copy):
     assert f"{copy}: has no tokenizer; name one with --tokenizer" in message
 
 
-def test_convert_refuses_bad_targets_and_sizes(refused, model, corpus, tmp_path):
+def test_convert_refuses_bad_targets(refused, model, corpus, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").touch()
     for arguments, expected in [
@@ -132,7 +132,6 @@ def test_convert_refuses_bad_targets_and_sizes(refused, model, corpus, tmp_path)
         (["--to", tmp_path / "mine", "--overwrite"], "something else than one model"),
         (["--to", corpus / "below"], "cannot be written"),
         (["--to", model.parent], f"--to {model.parent} holds --from"),
-        (["--to", tmp_path / "a", "--max-shard-size", "5XB"], "--max-shard-size 5XB"),
     ]:
         assert expected in refused(convert, "--from", model, "--to-format", "hf", *arguments)
     to_megatron = ["--from", model, "--to", tmp_path / "a", "--to-format", "megatron"]

@@ -69,10 +69,11 @@ start() {
   set -m
   (
     set +m
-    trap : INT TERM HUP # outlive the command, which gets the default actions
+    trap '' INT TERM HUP # what keeps the output is deaf from its beginning
     exec 3>&2 2>/dev/null # without this shell's own "Terminated"
     exec 4> >(keep_output "$process" "$log")
     output=$!
+    trap : INT TERM HUP # outlive the command, which gets the default actions
     status=0
     env JAX_COORDINATOR_ADDRESS="$coordinator" JAX_NUM_PROCESSES="$num_processes" \
       JAX_PROCESS_ID="$process" JAX_LOCAL_DEVICE_IDS="$local_index" \
@@ -91,7 +92,6 @@ start() {
 
 # keep_output PROCESS LOG: standard input goes to a log, and on with the number of its process in front.
 keep_output() {
-  trap '' INT TERM HUP
   tee -a -p -- "$2" 2>&3 | sed -u "s/^/[$1] /" 2>&3
 }
 
