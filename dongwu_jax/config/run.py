@@ -6,14 +6,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dongwu_jax.config.distillation import DistillationConfig
+from dongwu_jax.config.faults import BadStepsConfig, GuardsConfig
 from dongwu_jax.config.lora import LoraConfig
 from dongwu_jax.config.model import ModelConfig
 from dongwu_jax.config.sections import (
-    BadStepsConfig,
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
-    GuardsConfig,
     LoggingConfig,
     MeshConfig,
     OptimizerConfig,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dongwu_jax import exit_codes
-from dongwu_jax.config.sections import BadStepsConfig
+from dongwu_jax.config.faults import BadStepsConfig
 from dongwu_jax.errors import UserError
 from dongwu_jax.training.bad_step_record import BadStepRecorder
 from dongwu_jax.training.recent_steps import RecentSteps

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dongwu_jax.config.sections import BadStepsConfig
+from dongwu_jax.config.faults import BadStepsConfig
 
 
 class AppliedStep(NamedTuple):

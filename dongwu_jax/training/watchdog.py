@@ -14,7 +14,7 @@ from types import TracebackType
 
 from dongwu_jax import exit_codes
 from dongwu_jax.config import RunConfig
-from dongwu_jax.config.sections import GuardsConfig
+from dongwu_jax.config.faults import GuardsConfig
 from dongwu_jax.parallel.peers import Peers
 
 _STEPS_REMEMBERED = 100

@@ -9,7 +9,7 @@ import pytest
 from runs import run_config
 
 from dongwu_jax import exit_codes
-from dongwu_jax.config.sections import BadStepsConfig
+from dongwu_jax.config.faults import BadStepsConfig
 from dongwu_jax.training.bad_steps import BadNumbersError, HardwareFaultError
 from dongwu_jax.training.recent_steps import RecentSteps
 from dongwu_jax.training.stepping import renumbered

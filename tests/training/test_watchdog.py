@@ -9,14 +9,14 @@ from runs import run_config
 
 from dongwu_jax import exit_codes
 from dongwu_jax.config import dump_config
-from dongwu_jax.config.sections import GuardsConfig
+from dongwu_jax.config.faults import GuardsConfig
 from dongwu_jax.training import watchdog
 from dongwu_jax.training.watchdog import Watchdog
 
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from dongwu_jax.config.sections import GuardsConfig
+from dongwu_jax.config.faults import GuardsConfig
 from dongwu_jax.training import watchdog
 watchdog._SECONDS_FOR_OTHERS = 0.2
 watchdog._SECONDS_UNTIL_FAULTHANDLER = 0.5
