@@ -1,10 +1,10 @@
 """Which folders Orbax takes for steps: it counts the oldest among those that it may remove."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import orbax.checkpoint as ocp
-from etils import epath
 
 from dongwu_jax.training.checkpoint_folders import is_of_a_run
 
@@ -18,12 +18,12 @@ class StepsOfARun(ocp.path.step.NameFormat[ocp.path.step.Metadata]):
         """The number."""
         return _STANDARD.build_name(step)
 
-    def find_all(self, base_path: epath.PathLike) -> Iterator[ocp.path.step.Metadata]:
+    def find_all(self, base_path: os.PathLike[str] | str) -> Iterator[ocp.path.step.Metadata]:
         """The complete steps in a folder."""
         return (
             found for found in _STANDARD.find_all(base_path) if is_of_a_run(Path(str(found.path)))
         )
 
-    def find_step(self, base_path: epath.PathLike, step: int) -> ocp.path.step.Metadata:
+    def find_step(self, base_path: os.PathLike[str] | str, step: int) -> ocp.path.step.Metadata:
         """One of them."""
         return _STANDARD.find_step(base_path, step)

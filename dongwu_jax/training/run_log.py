@@ -7,7 +7,6 @@ Every line has `time` (seconds since the epoch, UTC), `utc` (the same for people
     compiled: seconds
     pause: what (evaluation, checkpoint, rollback, weight check, profile, closing), step, seconds
     data: first_step, last_step, samples drawn from each dataset of the blend between them
-    step_times: step, seconds of a step by host (medians since the one before)
     stop: reason (a signal or a time limit), step; before the `end`
     bad_step: step, reason, numbers, computed_again, action, in_a_row
     rollback: step, to
