@@ -24,4 +24,4 @@ for stage in "$EXAMPLE"/[0-9][0-9]_*.sh; do
   echo "== $name: $seconds s"
 done
 
-python3 "$EXAMPLE/tables.py" --work "$WORK"
+if [[ -e "$WORK/results/base.finance.json" ]]; then python3 "$EXAMPLE/tables.py" --work "$WORK"; fi
