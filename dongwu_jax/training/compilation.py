@@ -46,6 +46,7 @@ GPU_OPTIONS = (
 
 
 # Kernels whose sums do not depend on timing, and the same choice of kernels in every start.
+# What it leaves out: deterministic_attention.py.
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 

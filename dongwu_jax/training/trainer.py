@@ -26,6 +26,7 @@ from dongwu_jax.training.beginning_anew import check_may_begin
 from dongwu_jax.training.checkpoints import Checkpoints
 from dongwu_jax.training.compilation import keep_compiled_programs
 from dongwu_jax.training.damaged_checkpoints import set_damaged_aside
+from dongwu_jax.training.deterministic_attention import ask_for_deterministic_attention
 from dongwu_jax.training.distillation import TeacherModel, make_distillation_loss
 from dongwu_jax.training.gate import abstract_gate
 from dongwu_jax.training.gradients import Objective
@@ -274,7 +275,10 @@ class Trainer:
         make_host_memory_ready(state)
         arguments = state, self.layout.abstract(), self._frozen
         gate = abstract_gate(self.sharding.replicated)
-        compiled = self._train_step.lower(*arguments, gate).compile()
+        lowered = self._train_step.lower(*arguments, gate)
+        if self.config.training.deterministic:
+            ask_for_deterministic_attention(lowered)
+        compiled = lowered.compile()
         seconds = time.perf_counter() - started
         logger.info("compiled the training step in %.1f s", seconds)
         self.run_log.event("compiled", seconds=seconds)

@@ -1,6 +1,8 @@
 """Compiling for GPUs that are not there, with JAX's CUDA plugin; for CPU devices without it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,45 @@ def test_the_peak_measured_on_one_h100(case: str, measured_gib: float) -> None:
     cases = load_script(Path(__file__).parents[2] / "benchmarks" / "train_cases.py").CASES
     plan = compile_plan(sketch_plan(cases[case].config(), find_gpu("h100"), 1), "cuda")
     assert plan.peak_bytes / 2**30 == pytest.approx(measured_gib, rel=0.01)
+
+
+_DETERMINISTIC = """
+import json, sys
+from dongwu_jax.config import parse_config
+from dongwu_jax.parallel.layout import make_sharding
+from dongwu_jax.plan.cluster import find_gpu
+from dongwu_jax.plan.deviceless import target_devices
+from dongwu_jax.training.batches import BatchLayout
+from dongwu_jax.training.deterministic_attention import ask_for_deterministic_attention
+from dongwu_jax.training.state import abstract_state
+from dongwu_jax.training.step import make_objective, make_train_step
+
+devices = int(sys.argv[1])
+config = parse_config(json.load(sys.stdin), "test")
+sharding = make_sharding(config, target_devices("cuda", find_gpu("h100"), devices))
+step = make_train_step(config, sharding, make_objective(config, sharding, "gpu"))
+lowered = step.lower(abstract_state(config, sharding), BatchLayout(config, sharding).abstract())
+asked = ask_for_deterministic_attention(lowered)
+calls = [line for line in lowered.compile().as_text().splitlines() if "fmhaSoftmaxBackward" in line]
+forced = [call for call in calls if '"force_deterministic":true' in call.replace(" ", "")]
+print(json.dumps([asked, len(calls), len(forced)]))
+"""
+
+
+@needs_plugin
+@pytest.mark.parametrize("devices", [1, 4])
+def test_every_layer_is_asked_for_deterministic_attention(devices: int) -> None:
+    config = {**SMALL, "training": {**SMALL["training"], "deterministic": True}}
+    process = subprocess.run(
+        [sys.executable, "-c", _DETERMINISTIC, str(devices)],
+        input=json.dumps(config),
+        env=deviceless.environment("cuda", devices),
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    layers = SMALL["model"]["num_layers"]
+    assert json.loads(process.stdout.splitlines()[-1]) == [layers, layers, layers]
 
 
 def test_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
