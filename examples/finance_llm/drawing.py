@@ -36,9 +36,10 @@ def _along(axes: Axes, results: Results, models: Sequence[str]) -> None:
             if (record := results.evaluation(name, kind)) is not None
         }
         axes.plot(list(found), list(found.values()), marker="o", linestyle="none", label=label)
-    axes.set(ylabel="perplexity", yscale="log", title="along the road")
+    axes.set(ylabel="perplexity", yscale="log")
+    axes.set_title("along the road", pad=24)
     axes.tick_params(axis="x", rotation=60)
-    axes.legend()
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
 
 
 def _windows(axes: Axes, results: Results, _: Sequence[str]) -> None:
