@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from dongwu_jax.command_line import positive_int, run_command_line
-from dongwu_jax.training.kernel_table import kernel_table, read_kernels
+from dongwu_jax.training.records.kernel_table import kernel_table, read_kernels
 
 
 def main() -> int:

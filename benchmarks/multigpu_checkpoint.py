@@ -22,8 +22,11 @@ from multigpu_cases import cases
 from dongwu_jax.config import RunConfig, overlay, parse_config
 from dongwu_jax.models.parameters import parameter_count
 from dongwu_jax.parallel.layout import make_sharding
-from dongwu_jax.training.checkpoints import Checkpoints
-from dongwu_jax.training.host_memory import allow_most_host_memory, make_host_memory_ready
+from dongwu_jax.training.checkpoints.host_memory import (
+    allow_most_host_memory,
+    make_host_memory_ready,
+)
+from dongwu_jax.training.checkpoints.store import Checkpoints
 from dongwu_jax.training.state import StartingPoint, TrainState, abstract_state, initial_state
 
 

@@ -153,10 +153,10 @@ def _measure(config: RunConfig, steps: int, xla_options: dict[str, str | bool]) 
     from dongwu_jax.models.flops import flops_per_token
     from dongwu_jax.parallel.layout import make_sharding
     from dongwu_jax.training.batches import BatchLayout
-    from dongwu_jax.training.kernel_table import communication, read_kernels
+    from dongwu_jax.training.records.kernel_table import communication, read_kernels
+    from dongwu_jax.training.records.throughput import memory_in_use
     from dongwu_jax.training.state import StartingPoint, initial_state
     from dongwu_jax.training.step import make_objective, make_train_step
-    from dongwu_jax.training.throughput import memory_in_use
 
     sharding = make_sharding(config, jax.devices())
     layout = BatchLayout(config, sharding)

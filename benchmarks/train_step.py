@@ -165,9 +165,9 @@ def _measure(
 
     from dongwu_jax.parallel.layout import make_sharding
     from dongwu_jax.training.batches import BatchLayout
+    from dongwu_jax.training.records.throughput import memory_in_use
     from dongwu_jax.training.state import StartingPoint, initial_state
     from dongwu_jax.training.step import make_objective, make_train_step
-    from dongwu_jax.training.throughput import memory_in_use
 
     sharding = make_sharding(config, jax.devices()[:1])
     layout = BatchLayout(config, sharding)

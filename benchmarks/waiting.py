@@ -99,8 +99,11 @@ def _checkpoint(folder: Path, gigabytes: float) -> dict[str, Any]:
 
     from dongwu_jax.models.parameters import parameter_count
     from dongwu_jax.parallel.layout import make_sharding
-    from dongwu_jax.training.checkpoints import Checkpoints
-    from dongwu_jax.training.host_memory import allow_most_host_memory, make_host_memory_ready
+    from dongwu_jax.training.checkpoints.host_memory import (
+        allow_most_host_memory,
+        make_host_memory_ready,
+    )
+    from dongwu_jax.training.checkpoints.store import Checkpoints
     from dongwu_jax.training.state import StartingPoint, TrainState, initial_state
 
     allow_most_host_memory(os.environ)

@@ -279,7 +279,7 @@ def _summary(
 def _parameter_count(checkpoints: Path) -> int:
     # Only now: importing JAX takes seconds, and the tour should start at once.
     from dongwu_jax.models.parameters import abstract_parameters, parameter_count
-    from dongwu_jax.training.stored_weights import read_model_config
+    from dongwu_jax.training.checkpoints.stored_weights import read_model_config
 
     return parameter_count(abstract_parameters(read_model_config(checkpoints)))
 

@@ -20,9 +20,14 @@ from dongwu_jax.parallel.distributed import initialization_timeout, joined
 from dongwu_jax.parallel.lifelines import Lifelines
 from dongwu_jax.parallel.peers import Peers
 from dongwu_jax.parallel.stop_agreement import StopAgreement
-from dongwu_jax.training.profile import StepRange
-from dongwu_jax.training.stopping import StopSignals, end_this_process, stop_after, time_limit
-from dongwu_jax.training.watchdog import Watchdog, make_watchdog
+from dongwu_jax.training.faults.stopping import (
+    StopSignals,
+    end_this_process,
+    stop_after,
+    time_limit,
+)
+from dongwu_jax.training.faults.watchdog import Watchdog, make_watchdog
+from dongwu_jax.training.records.profile import StepRange
 
 _STANDARD_ERROR = 2  # the descriptor: sys.stderr may be none that a signal can use
 
@@ -77,7 +82,7 @@ def _cluster(options: argparse.Namespace) -> Cluster | None:
 
 def _allow_most_host_memory() -> None:
     # Only now, here and below: importing JAX takes seconds, and --help should not.
-    from dongwu_jax.training.host_memory import allow_most_host_memory
+    from dongwu_jax.training.checkpoints.host_memory import allow_most_host_memory
 
     allow_most_host_memory(os.environ)
 

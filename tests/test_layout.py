@@ -1,6 +1,7 @@
 """Imports go downwards only: from tools and jobs to training, models, data and configuration."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,14 @@ LAYERS = (
     ("train", "quickstart"),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
+
+# What each room of training may import of training beside itself; the step and the loop, above
+# them, may import all.
+WITHIN_TRAINING = {
+    "records": (),
+    "faults": ("records",),
+    "checkpoints": ("records", "faults", "state", "trained_weights"),
+}
 
 
 def modules() -> dict[str, Path]:
@@ -68,6 +77,17 @@ def upward(module: str, path: Path) -> Iterator[str]:
             yield f"{path.relative_to(ROOT)}:{line}: {room} imports {other}"
 
 
+def upward_in_training(module: str, path: Path) -> Iterator[str]:
+    """The imports of a module in a room of training that lead out of it, but not downwards."""
+    _, _, room, *_ = module.split(".")
+    for line, imported in imports(path):
+        names = imported.split(".")
+        if names[:2] != [PACKAGE, "training"] or names[2] == room:
+            continue
+        if names[2] not in WITHIN_TRAINING[room]:
+            yield f"{path.relative_to(ROOT)}:{line}: training/{room} imports {names[2]}"
+
+
 def test_every_room_has_its_place():
     rooms = {name.split(".")[1] for name in modules() if "." in name}
     assert rooms == set(HEIGHT), "add the room to LAYERS, and to docs/architecture.md"
@@ -76,6 +96,18 @@ def test_every_room_has_its_place():
 def test_imports_go_downwards():
     wrong = [problem for name, path in modules().items() for problem in upward(name, path)]
     assert wrong == []
+
+
+def test_imports_go_downwards_in_training():
+    rooms = {
+        name: path
+        for name, path in modules().items()
+        if name.startswith(f"{PACKAGE}.training.") and path.parent.name != "training"
+    }
+    assert {path.parent.name for path in rooms.values()} == set(WITHIN_TRAINING)
+    assert [
+        problem for name, path in rooms.items() for problem in upward_in_training(name, path)
+    ] == []
 
 
 def test_the_package_needs_nothing_around_it():
@@ -93,6 +125,8 @@ def test_the_page_of_the_architecture_has_the_same_layers():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     drawn = page.split("<!-- layers -->")[1].split("```")[1].strip().splitlines()
     assert [tuple(line.split()) for line in reversed(drawn)] == list(LAYERS)
+    rooms = re.findall(r"^\| `training/(\w+)` \|", page, re.MULTILINE)
+    assert list(reversed(rooms)) == list(WITHIN_TRAINING)
 
 
 @pytest.mark.parametrize(
@@ -113,3 +147,23 @@ def test_an_import_upwards_is_found(
     path = tmp_path / "new.py"
     path.write_text(line)
     assert len(list(upward("dongwu_jax.models.new", path))) == problems
+
+
+@pytest.mark.parametrize(
+    ("room", "line", "problems"),
+    [
+        ("records", "from dongwu_jax.training.faults.watchdog import Watchdog", 1),
+        ("records", "from dongwu_jax.training.state import TrainState", 1),
+        ("faults", "def later():\n    from dongwu_jax.training import checkpoints", 1),
+        ("faults", "from dongwu_jax.training.records.run_log import RunLog", 0),
+        ("checkpoints", "from dongwu_jax.training.state import TrainState", 0),
+        ("checkpoints", "from dongwu_jax.training.stepping import Stepping", 1),
+    ],
+)
+def test_an_import_upwards_in_training_is_found(
+    room: str, line: str, problems: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    path = tmp_path / "new.py"
+    path.write_text(line)
+    assert len(list(upward_in_training(f"dongwu_jax.training.{room}.new", path))) == problems

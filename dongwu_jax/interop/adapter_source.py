@@ -12,9 +12,9 @@ from dongwu_jax.interop.tensors import model_tensors
 from dongwu_jax.models.lora import target_names
 from dongwu_jax.models.parameters import abstract_parameters, logical_axes, named_parameters
 from dongwu_jax.models.rope_frequencies import with_new_base
-from dongwu_jax.training.base_weights import has_kept_bits, refuse_base
-from dongwu_jax.training.checkpoint_folders import is_checkpoint, newest_step, tokenizer_folder
-from dongwu_jax.training.stored_weights import WeightReader
+from dongwu_jax.training.checkpoints.base_weights import has_kept_bits, refuse_base
+from dongwu_jax.training.checkpoints.folders import is_checkpoint, newest_step, tokenizer_folder
+from dongwu_jax.training.checkpoints.stored_weights import WeightReader
 
 
 class MergedSource:

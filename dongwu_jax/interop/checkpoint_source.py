@@ -7,8 +7,8 @@ import numpy as np
 from dongwu_jax.interop.model_source import StoredName
 from dongwu_jax.interop.tensors import model_tensors
 from dongwu_jax.models.rope_frequencies import with_new_base
-from dongwu_jax.training.checkpoint_folders import newest_step, tokenizer_folder
-from dongwu_jax.training.stored_weights import WeightReader
+from dongwu_jax.training.checkpoints.folders import newest_step, tokenizer_folder
+from dongwu_jax.training.checkpoints.stored_weights import WeightReader
 
 
 class CheckpointSource:

@@ -9,7 +9,7 @@ from dongwu_jax.config import ModelConfig
 from dongwu_jax.data.tokenizers import tokenizer_files
 from dongwu_jax.interop.targets import DTYPES, PlannedFile, Progress, ReadTensor, cast
 from dongwu_jax.interop.tensors import model_tensors
-from dongwu_jax.training.stored_weights import save_weights
+from dongwu_jax.training.checkpoints.stored_weights import save_weights
 
 
 @dataclass(frozen=True)

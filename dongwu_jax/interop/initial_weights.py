@@ -10,9 +10,9 @@ from dongwu_jax.interop.megatron.continuation import Continuation
 from dongwu_jax.interop.model_source import ModelSource
 from dongwu_jax.interop.sources import open_source
 from dongwu_jax.models.parameters import Parameters, initial_parameters
-from dongwu_jax.training.checkpoint_folders import is_checkpoint
+from dongwu_jax.training.checkpoints.folders import is_checkpoint
+from dongwu_jax.training.checkpoints.stored_weights import read_model_config
 from dongwu_jax.training.state import StartingPoint
-from dongwu_jax.training.stored_weights import read_model_config
 
 logger = logging.getLogger(__name__)
 

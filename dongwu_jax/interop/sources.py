@@ -15,7 +15,7 @@ from dongwu_jax.interop.megatron.folders import find_iteration_folder, is_megatr
 from dongwu_jax.interop.megatron.source import MegatronSource
 from dongwu_jax.interop.meta import MetaSource, is_meta_folder
 from dongwu_jax.interop.model_source import ModelSource
-from dongwu_jax.training.checkpoint_folders import is_checkpoint
+from dongwu_jax.training.checkpoints.folders import is_checkpoint
 
 
 def open_source(path: Path | str, base_weights: Path | None = None) -> ModelSource:
@@ -56,7 +56,7 @@ def _open_checkpoint(path: Path, base_weights: Path | None) -> ModelSource:
     # Loads JAX and Orbax, which no other format needs.
     from dongwu_jax.interop.adapter_source import MergedSource, base_weights_of
     from dongwu_jax.interop.checkpoint_source import CheckpointSource
-    from dongwu_jax.training.stored_weights import WeightReader
+    from dongwu_jax.training.checkpoints.stored_weights import WeightReader
 
     weights = WeightReader(path)
     if not weights.run.lora.rank:

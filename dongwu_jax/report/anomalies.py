@@ -9,7 +9,7 @@ from scipy.ndimage import median_filter
 
 from dongwu_jax.report.metrics import Metrics
 from dongwu_jax.report.sessions import Session
-from dongwu_jax.training.run_records import number
+from dongwu_jax.training.records.run_records import number
 
 # A spike is above the points around it by this many of their typical deviations from each other.
 _DEVIATIONS = 8.0

@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from dongwu_jax.report.sessions import Session
-from dongwu_jax.training.run_records import number, record, records
+from dongwu_jax.training.records.run_records import number, record, records
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from dongwu_jax.report.metrics import Metrics
 from dongwu_jax.report.sessions import Session
-from dongwu_jax.training.run_records import number
+from dongwu_jax.training.records.run_records import number
 
 Kind = Literal[
     "steps", "lost", "startup", "compilation", "evaluation", "checkpoint", "other", "down"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dongwu_jax.report.sessions import Session
-from dongwu_jax.training.run_records import number
+from dongwu_jax.training.records.run_records import number
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dongwu_jax.training.run_records import number
+from dongwu_jax.training.records.run_records import number
 
 _LARGEST_STEP = 1 << 53  # beyond it a number of a damaged file
 

@@ -31,7 +31,7 @@ from dongwu_jax.report.profile_table import profile_tables
 from dongwu_jax.report.restarts import Start, list_starts
 from dongwu_jax.report.run_folder import RunFolder
 from dongwu_jax.report.settings import as_yaml
-from dongwu_jax.training.run_records import record
+from dongwu_jax.training.records.run_records import record
 
 Context = dict[str, Any]
 

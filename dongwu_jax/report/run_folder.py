@@ -12,8 +12,8 @@ from dongwu_jax.report.metrics import Metrics, as_metrics
 from dongwu_jax.report.perplexities import PerplexityReport, find_perplexities
 from dongwu_jax.report.profile_table import KernelTable, read_kernel_table
 from dongwu_jax.report.sessions import Session, find_sessions
-from dongwu_jax.training.checkpoint_folders import is_checkpoint, newest_step
-from dongwu_jax.training.run_records import read_json_lines
+from dongwu_jax.training.checkpoints.folders import is_checkpoint, newest_step
+from dongwu_jax.training.records.run_records import read_json_lines
 
 HANG_FILES = "hang.process*.txt"
 PROFILE_TABLE = Path("profile") / "kernels.json"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dongwu_jax.report.metrics import Metrics
-from dongwu_jax.training.run_records import number, record
+from dongwu_jax.training.records.run_records import number, record
 
 Event = dict[str, Any]
 

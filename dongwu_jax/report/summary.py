@@ -15,7 +15,7 @@ from dongwu_jax.report.curves import smooth
 from dongwu_jax.report.goodput import Interval, goodput, totals
 from dongwu_jax.report.metrics import Metrics
 from dongwu_jax.report.run_folder import RunFolder
-from dongwu_jax.training.run_records import number, record
+from dongwu_jax.training.records.run_records import number, record
 
 # A run is taken to be running for this long, and this many of its usual gaps, after its last line.
 _SILENCE_SECONDS = 600.0

@@ -1,1 +1,1 @@
-"""The run itself: step, optimizer, loop, checkpoints, metrics, and what to do when things break."""
+"""The run itself: step, optimizer, loop; in rooms of their own its records, faults, checkpoints."""

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import jax
 
 from dongwu_jax.config import RunConfig
-from dongwu_jax.training.reports import Metrics, Reports, open_reports
-from dongwu_jax.training.run_log import RunLog
-from dongwu_jax.training.stragglers import Stragglers
-from dongwu_jax.training.throughput import Stopwatch, Throughput
-from dongwu_jax.training.watchdog import Watchdog
+from dongwu_jax.training.faults.stragglers import Stragglers
+from dongwu_jax.training.faults.watchdog import Watchdog
+from dongwu_jax.training.records.reports import Metrics, Reports, open_reports
+from dongwu_jax.training.records.run_log import RunLog
+from dongwu_jax.training.records.throughput import Stopwatch, Throughput
 
 
 class Progress:

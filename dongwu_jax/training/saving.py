@@ -15,12 +15,12 @@ from dongwu_jax.config import RunConfig
 from dongwu_jax.data.fingerprint import Fingerprint
 from dongwu_jax.data.gpt_dataset import SampleSource, samples_drawn
 from dongwu_jax.errors import UserError
-from dongwu_jax.training.bad_steps import BadSteps
-from dongwu_jax.training.base_weights import BaseWeights, check_same_base
-from dongwu_jax.training.checkpoints import Checkpoints
-from dongwu_jax.training.damaged_checkpoints import set_damaged_aside
-from dongwu_jax.training.resume import check_same_data, check_same_run
-from dongwu_jax.training.run_log import RunLog
+from dongwu_jax.training.checkpoints.base_weights import BaseWeights, check_same_base
+from dongwu_jax.training.checkpoints.damaged import set_damaged_aside
+from dongwu_jax.training.checkpoints.resume import check_same_data, check_same_run
+from dongwu_jax.training.checkpoints.store import Checkpoints
+from dongwu_jax.training.faults.bad_steps import BadSteps
+from dongwu_jax.training.records.run_log import RunLog
 from dongwu_jax.training.state import TrainState
 from dongwu_jax.training.stepping import renumbered
 

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from dongwu_jax.training.bad_steps import BadSteps, Numbers
+from dongwu_jax.training.faults.bad_steps import BadSteps, Numbers
 from dongwu_jax.training.gate import Gate
 from dongwu_jax.training.losses import Batch
-from dongwu_jax.training.profile import Profile
+from dongwu_jax.training.records.profile import Profile
 from dongwu_jax.training.state import TrainState
 from dongwu_jax.training.trained_weights import Frozen
 

@@ -18,24 +18,28 @@ from dongwu_jax.parallel.layout import make_sharding, teacher_sharding
 from dongwu_jax.parallel.peers import Peers
 from dongwu_jax.parallel.stop_agreement import StopAgreement
 from dongwu_jax.parallel.switchboard import Switchboard
-from dongwu_jax.training.bad_step_record import BadStepRecorder
-from dongwu_jax.training.bad_steps import BadSteps, is_exact
-from dongwu_jax.training.base_weights import BaseWeights, describe_base
 from dongwu_jax.training.batches import BatchLayout
-from dongwu_jax.training.beginning_anew import check_may_begin
-from dongwu_jax.training.checkpoints import Checkpoints
+from dongwu_jax.training.checkpoints.base_weights import BaseWeights, describe_base
+from dongwu_jax.training.checkpoints.beginning_anew import check_may_begin
+from dongwu_jax.training.checkpoints.damaged import set_damaged_aside
+from dongwu_jax.training.checkpoints.host_memory import make_host_memory_ready
+from dongwu_jax.training.checkpoints.store import Checkpoints
 from dongwu_jax.training.compilation import keep_compiled_programs
-from dongwu_jax.training.damaged_checkpoints import set_damaged_aside
 from dongwu_jax.training.deterministic_attention import ask_for_deterministic_attention
 from dongwu_jax.training.distillation import TeacherModel, make_distillation_loss
+from dongwu_jax.training.faults.bad_step_record import BadStepRecorder
+from dongwu_jax.training.faults.bad_steps import BadSteps, is_exact
+from dongwu_jax.training.faults.run_lock import lock_run
+from dongwu_jax.training.faults.stragglers import Stragglers
+from dongwu_jax.training.faults.watchdog import Watchdog, make_watchdog
+from dongwu_jax.training.faults.weight_check import WeightCheck
 from dongwu_jax.training.gate import abstract_gate
 from dongwu_jax.training.gradients import Objective
-from dongwu_jax.training.host_memory import make_host_memory_ready
-from dongwu_jax.training.profile import Profile, StepRange, check_profile_steps
 from dongwu_jax.training.progress import Progress
+from dongwu_jax.training.records.profile import Profile, StepRange, check_profile_steps
+from dongwu_jax.training.records.run_log import environment, lost_work, open_run_log
+from dongwu_jax.training.records.throughput import Throughput
 from dongwu_jax.training.run_inputs import checked_tokenizer_files, open_datasets
-from dongwu_jax.training.run_lock import lock_run
-from dongwu_jax.training.run_log import environment, lost_work, open_run_log
 from dongwu_jax.training.saving import Saving
 from dongwu_jax.training.state import StartingPoint, TrainState, abstract_state, initial_state
 from dongwu_jax.training.step import (
@@ -45,12 +49,8 @@ from dongwu_jax.training.step import (
     make_train_step,
 )
 from dongwu_jax.training.stepping import Stepping
-from dongwu_jax.training.stragglers import Stragglers
-from dongwu_jax.training.throughput import Throughput
 from dongwu_jax.training.trained_weights import Frozen
 from dongwu_jax.training.validation import evaluate
-from dongwu_jax.training.watchdog import Watchdog, make_watchdog
-from dongwu_jax.training.weight_check import WeightCheck
 
 logger = logging.getLogger(__name__)
 

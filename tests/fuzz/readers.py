@@ -232,12 +232,12 @@ def _resume(folder: Path) -> None:
 
     from dongwu_jax.data.fingerprint import fingerprint
     from dongwu_jax.parallel.layout import make_sharding
-    from dongwu_jax.training.beginning_anew import check_may_begin
-    from dongwu_jax.training.checkpoint_integrity import is_verifiable
-    from dongwu_jax.training.checkpoints import Checkpoints
-    from dongwu_jax.training.damaged_checkpoints import set_damaged_aside
-    from dongwu_jax.training.resume import check_same_data, check_same_run
-    from dongwu_jax.training.run_log import RunLog
+    from dongwu_jax.training.checkpoints.beginning_anew import check_may_begin
+    from dongwu_jax.training.checkpoints.damaged import set_damaged_aside
+    from dongwu_jax.training.checkpoints.integrity import is_verifiable
+    from dongwu_jax.training.checkpoints.resume import check_same_data, check_same_run
+    from dongwu_jax.training.checkpoints.store import Checkpoints
+    from dongwu_jax.training.records.run_log import RunLog
     from dongwu_jax.training.state import abstract_state
 
     config = seeds.run_config(folder)

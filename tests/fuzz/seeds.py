@@ -485,8 +485,8 @@ def save_run(config: RunConfig) -> None:
     from dongwu_jax.data.fingerprint import fingerprint
     from dongwu_jax.interop.loading import load_parameters
     from dongwu_jax.parallel.layout import make_sharding
-    from dongwu_jax.training.base_weights import describe_base
-    from dongwu_jax.training.checkpoints import Checkpoints
+    from dongwu_jax.training.checkpoints.base_weights import describe_base
+    from dongwu_jax.training.checkpoints.store import Checkpoints
     from dongwu_jax.training.state import StartingPoint, initial_state
 
     state = initial_state(config, make_sharding(config, jax.devices()[:1]), StartingPoint())

@@ -9,7 +9,7 @@ import pytest
 from process_group import losses, start, train, write_run
 
 from dongwu_jax import exit_codes
-from dongwu_jax.training.run_lock import lock_run
+from dongwu_jax.training.faults.run_lock import lock_run
 
 # Long enough never to end by itself.
 LONG = {"duration": 100_000, "micro_batch_size": 1}

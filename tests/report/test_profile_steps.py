@@ -8,7 +8,7 @@ import pytest
 from runs import run_config
 
 from dongwu_jax.errors import UserError
-from dongwu_jax.training.profile import Profile, StepRange
+from dongwu_jax.training.records.profile import Profile, StepRange
 from dongwu_jax.training.trainer import Trainer
 
 
@@ -31,7 +31,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append("start"))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
     monkeypatch.setattr(
-        "dongwu_jax.training.profile._write_table",
+        "dongwu_jax.training.records.profile._write_table",
         lambda folder, steps, count: calls.append((steps, count)),
     )
     return calls

@@ -7,7 +7,7 @@ import pytest
 from runs import run_config
 
 from dongwu_jax.errors import UserError
-from dongwu_jax.training.reports import PrometheusReport, open_reports
+from dongwu_jax.training.records.reports import PrometheusReport, open_reports
 
 pytest.importorskip("prometheus_client")
 

@@ -15,7 +15,7 @@ from run_material import Clock, killed_twice
 from dongwu_jax.errors import UserError
 from dongwu_jax.output_files import write_json_file
 from dongwu_jax.report.__main__ import main
-from dongwu_jax.training.kernel_table import as_record, kernel_table
+from dongwu_jax.training.records.kernel_table import as_record, kernel_table
 
 NASTY = "</script><script>alert(1)</script>"
 BROWSER = next(

@@ -9,8 +9,8 @@ from runs import run_config
 
 from dongwu_jax.report.goodput import find_intervals, totals
 from dongwu_jax.report.run_folder import read_run_folder
-from dongwu_jax.training.profile import StepRange
-from dongwu_jax.training.run_log import RunLog, lost_work
+from dongwu_jax.training.records.profile import StepRange
+from dongwu_jax.training.records.run_log import RunLog, lost_work
 from dongwu_jax.training.trainer import Trainer
 
 

@@ -18,7 +18,7 @@ from dongwu_jax.interop.sources import open_source
 from dongwu_jax.models.lora import abstract_adapters
 from dongwu_jax.models.parameters import named_parameters
 from dongwu_jax.training.batches import BatchLayout
-from dongwu_jax.training.stored_weights import WeightReader
+from dongwu_jax.training.checkpoints.stored_weights import WeightReader
 from dongwu_jax.training.trainer import Trainer
 
 peft = pytest.importorskip("peft")

@@ -20,7 +20,7 @@ from dongwu_jax.interop.sources import open_source
 from dongwu_jax.interop.targets import ReadTensor
 from dongwu_jax.interop.torch_files.reader import read_torch_file
 from dongwu_jax.models.parameters import Parameters
-from dongwu_jax.training.checkpoint_folders import is_checkpoint
+from dongwu_jax.training.checkpoints.folders import is_checkpoint
 from dongwu_jax.training.state import AdamMoments, LoadParameters, StartingPoint
 
 logger = logging.getLogger(__name__)
