@@ -53,12 +53,12 @@ def _perplexity(scorer: "Scorer", text: Path, options: argparse.Namespace) -> Re
 def _fineval(scorer: "Scorer", options: argparse.Namespace) -> Record:
     """Scores by category, and whether each question is answered rightly."""
     from dongwu_jax.evaluate import fineval
-    from dongwu_jax.evaluate.harness import run_tasks
+    from dongwu_jax.evaluate.harness import run_tasks, select_tasks
 
-    data = {"fineval_data": str(options.fineval_data)}
-    samples = run_tasks(
-        scorer, ["fineval"], num_fewshot=options.num_fewshot, limit=options.limit, metadata=data
-    )["samples"]
+    tasks = select_tasks(["fineval"], metadata={"fineval_data": str(options.fineval_data)})
+    samples = run_tasks(scorer, tasks, num_fewshot=options.num_fewshot, limit=options.limit)[
+        "samples"
+    ]
     return {
         "scores": [fineval.as_record(score) for score in fineval.fineval_table(samples)],
         "majority": fineval.as_record(fineval.majority_baseline(samples)),
@@ -68,11 +68,10 @@ def _fineval(scorer: "Scorer", options: argparse.Namespace) -> Record:
 
 def _tasks(scorer: "Scorer", options: argparse.Namespace) -> Record:
     """The harness's metrics of each task."""
-    from dongwu_jax.evaluate.harness import run_tasks
+    from dongwu_jax.evaluate.harness import run_tasks, select_tasks
 
-    results = run_tasks(
-        scorer, options.tasks, limit=options.limit, include_path=options.include_path
-    )
+    tasks = select_tasks(options.tasks, include_path=options.include_path)
+    results = run_tasks(scorer, tasks, limit=options.limit)
     return {task: dict(results["results"][task]) for task in options.tasks}
 
 

@@ -94,7 +94,7 @@ def _passkey(options: argparse.Namespace) -> None:
 
 
 def _harness(options: argparse.Namespace) -> None:
-    from dongwu_jax.evaluate.harness import run_tasks
+    from dongwu_jax.evaluate.harness import run_tasks, select_tasks
     from dongwu_jax.evaluate.harness_report import as_record, show
 
     if options.json is not None:
@@ -102,14 +102,13 @@ def _harness(options: argparse.Namespace) -> None:
     metadata = dict(options.metadata)
     if options.fineval_data is not None:
         metadata["fineval_data"] = str(options.fineval_data)
+    tasks = select_tasks(options.tasks, include_path=options.include_path, metadata=metadata)
     scorer = _load(options)
     results = run_tasks(
         scorer,
-        options.tasks,
+        tasks,
         num_fewshot=options.num_fewshot,
         limit=options.limit,
-        include_path=options.include_path,
-        metadata=metadata,
         max_length=options.max_length,
     )
     about = _about(scorer, options)

@@ -16,7 +16,7 @@ from dongwu_jax.evaluate.fineval import (
     majority_baseline,
     read_questions,
 )
-from dongwu_jax.evaluate.harness import check_installed, run_tasks
+from dongwu_jax.evaluate.harness import check_installed, run_tasks, select_tasks
 from dongwu_jax.evaluate.perplexity import measure, plan_tasks
 from dongwu_jax.evaluate.perplexity_report import as_record as perplexity_record
 from dongwu_jax.evaluate.scoring import Scorer
@@ -168,10 +168,9 @@ def _perplexities(scorer: Scorer, data: Path, measures: Measures) -> list[Record
 def _fineval(scorer: Scorer, measures: Measures) -> Record:
     results = run_tasks(
         scorer,
-        ["fineval"],
+        select_tasks(["fineval"], metadata={"fineval_data": str(measures.fineval_data)}),
         num_fewshot=measures.num_fewshot,
         limit=measures.limit,
-        metadata={"fineval_data": str(measures.fineval_data)},
     )
     samples = results["samples"]
     return {

@@ -4,6 +4,7 @@ import difflib
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +24,48 @@ _ADVICE = {  # by what the harness says
 }
 
 
+@dataclass(frozen=True)
+class SelectedTasks:
+    """Tasks that are there, to be given to `run_tasks`.
+
+    Attributes:
+        names: of tasks, groups or tags.
+        manager: the harness's, which knows their files; to make it takes seconds.
+    """
+
+    names: list[str]
+    manager: "TaskManager"
+
+
+def select_tasks(
+    names: list[str],
+    *,
+    include_path: Path | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> SelectedTasks:
+    """Find tasks, which needs no model.
+
+    Args:
+        names: of tasks, groups or tags.
+        include_path: a folder with YAML files of the user's tasks.
+        metadata: for tasks that ask for some, such as `fineval_data`.
+
+    Raises:
+        UserError: the harness is not installed, there is no such task or folder, or a task is
+            named twice.
+    """
+    check_installed()
+    manager = _task_manager(include_path, dict(metadata or {}))
+    _check_names(names, manager)
+    return SelectedTasks(names, manager)
+
+
 def run_tasks(
     scorer: Scorer,
-    tasks: list[str],
+    tasks: SelectedTasks,
     *,
     num_fewshot: int | None = None,
     limit: int | float | None = None,
-    include_path: Path | None = None,
-    metadata: Mapping[str, Any] | None = None,
     max_length: int | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model.
@@ -38,42 +73,36 @@ def run_tasks(
     Code that a data set brings is never run, and no task that runs what the model writes.
 
     Args:
-        tasks: names of tasks, groups or tags.
         num_fewshot: examples in each prompt; None: as many as each task says.
         limit: only so many documents of each task, or this fraction below 1; None: all.
-        include_path: a folder with YAML files of the user's tasks.
-        metadata: for tasks that ask for some, such as `fineval_data`.
         max_length: tokens of the longest input; None: as many as the model has positions.
 
     Returns:
         What `lm_eval.simple_evaluate` does, such as "results", and "samples" of each task.
 
     Raises:
-        UserError: the harness is not installed, there is no such task or folder, a task is named
-            twice, or it runs what the model writes.
+        UserError: a task is part of another one that is named, runs what the model writes, or
+            cannot be run as it is written.
     """
-    check_installed()
     import lm_eval
 
     from dongwu_jax.evaluate.harness_model import DongwuLM
 
-    manager = _task_manager(include_path, dict(metadata or {}))
-    _check_names(tasks, manager)
     model = DongwuLM(scorer, max_length)
     _restrain_libraries()
     try:
         results = lm_eval.simple_evaluate(
             model=model,
-            tasks=tasks,
+            tasks=tasks.names,
             num_fewshot=num_fewshot,
             limit=limit,
             bootstrap_iters=_BOOTSTRAP_SAMPLES,
             log_samples=True,
-            task_manager=manager,
+            task_manager=tasks.manager,
         )
     except (ArithmeticError, AssertionError, ImportError, LookupError, OSError) as error:
         # Of a task or its data: mistakes in YAML, files and packages that are missing.
-        raise UserError(f"{', '.join(tasks)}: {type(error).__name__}: {error}") from error
+        raise UserError(f"{', '.join(tasks.names)}: {type(error).__name__}: {error}") from error
     except ValueError as error:
         raise _explained(error) from error
     _report_other_examples(results, num_fewshot)

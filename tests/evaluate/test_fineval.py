@@ -27,7 +27,7 @@ from dongwu_jax.evaluate.fineval import (
     majority_baseline,
     read_questions,
 )
-from dongwu_jax.evaluate.harness import TASKS_FOLDER, run_tasks
+from dongwu_jax.evaluate.harness import TASKS_FOLDER, run_tasks, select_tasks
 from dongwu_jax.evaluate.scoring import Scorer
 from dongwu_jax.evaluate.statistics import mcnemar, wilson_interval
 from dongwu_jax.interop.loaded_model import load_model
@@ -229,7 +229,8 @@ def _prompt(fineval, subject, shots, question):
 
 
 def _run(scorer, fineval, **options):
-    return run_tasks(scorer, ["fineval"], metadata={"fineval_data": str(fineval)}, **options)
+    tasks = select_tasks(["fineval"], metadata={"fineval_data": str(fineval)})
+    return run_tasks(scorer, tasks, **options)
 
 
 @pytest.mark.parametrize(("num_fewshot", "shots"), [(None, 5), (0, 0)])

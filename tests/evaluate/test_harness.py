@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from command_lines import failure, load_tool
 from conversions import convert_to
 from harness_tasks import (
     PROMPTS,
@@ -27,7 +28,7 @@ from reference_models import (
 )
 
 from dongwu_jax.errors import UserError
-from dongwu_jax.evaluate.harness import run_tasks
+from dongwu_jax.evaluate.harness import run_tasks, select_tasks
 from dongwu_jax.evaluate.scoring import Scorer
 from dongwu_jax.generate import _continue
 from dongwu_jax.interop.hf_tokenizer import write_hugging_face_tokenizer
@@ -100,7 +101,7 @@ def connections():
 
 @pytest.fixture(scope="module")
 def results(scorer, tasks_folder, connections):
-    found = run_tasks(scorer, TASKS, include_path=tasks_folder)
+    found = run_tasks(scorer, select_tasks(TASKS, include_path=tasks_folder))
     assert not connections
     return found
 
@@ -115,7 +116,8 @@ def test_the_same_from_a_sentencepiece_model(exported, tasks_folder, reference):
     folder, sentencepiece = exported
     scorer = Scorer(load_model(folder, "float32", tokenizer=sentencepiece))
     scored = ["tiny_choice", "tiny_rolling"]
-    assert_same(run_tasks(scorer, scored, include_path=tasks_folder), reference, scored)
+    tasks = select_tasks(scored, include_path=tasks_folder)
+    assert_same(run_tasks(scorer, tasks), reference, scored)
 
 
 def test_stop_strings_end_a_text(results):
@@ -274,12 +276,12 @@ def test_what_cannot_be_scored_is_refused(scorer):
 def test_tasks_that_cannot_run_are_explained(scorer, tasks_folder, shared_data, tasks, message):
     metadata = {"fineval_data": str(shared_data / "fineval")}
     with pytest.raises(UserError, match=message):
-        run_tasks(scorer, tasks, include_path=tasks_folder, metadata=metadata)
+        run_tasks(scorer, select_tasks(tasks, include_path=tasks_folder, metadata=metadata))
 
 
 def test_tasks_that_forbid_examples_are_named(scorer, tasks_folder, caplog):
     with caplog.at_level(logging.WARNING):
-        run_tasks(scorer, ["tiny_rolling"], include_path=tasks_folder, num_fewshot=0)
+        run_tasks(scorer, select_tasks(["tiny_rolling"], include_path=tasks_folder), num_fewshot=0)
         assert "forbid" not in caplog.text
         write_task(
             tasks_folder,
@@ -291,7 +293,7 @@ def test_tasks_that_forbid_examples_are_named(scorer, tasks_folder, caplog):
             doc_to_target=0,
             num_fewshot=0,
         )
-        run_tasks(scorer, ["tiny_none"], include_path=tasks_folder, num_fewshot=2)
+        run_tasks(scorer, select_tasks(["tiny_none"], include_path=tasks_folder), num_fewshot=2)
     assert "--num-fewshot 2 does not change tasks that forbid it: tiny_none" in caplog.text
 
 
@@ -299,7 +301,7 @@ def test_a_task_without_its_data_is_explained(scorer, tasks_folder):
     write_task(tasks_folder, "tiny_lost", [{"text": "x"}], output_type="loglikelihood_rolling")
     (tasks_folder / "tiny_lost.jsonl").unlink()
     with pytest.raises(UserError, match="tiny_lost.*tiny_lost.jsonl"):
-        run_tasks(scorer, ["tiny_lost"], include_path=tasks_folder)
+        run_tasks(scorer, select_tasks(["tiny_lost"], include_path=tasks_folder))
 
 
 def test_devices_share_the_rows_of_a_batch(exported):
@@ -317,15 +319,21 @@ def test_devices_share_the_rows_of_a_batch(exported):
     assert needed[1] < 1.2 * needed[0]
 
 
-def test_a_folder_without_tasks_is_explained(scorer, tmp_path):
+def test_a_folder_without_tasks_is_explained(tmp_path):
     with pytest.raises(UserError, match="include_path=.*nowhere"):
-        run_tasks(scorer, TASKS, include_path=tmp_path / "nowhere")
+        select_tasks(TASKS, include_path=tmp_path / "nowhere")
 
 
-def test_the_harness_is_named_when_it_is_missing(scorer, monkeypatch):
+def test_unknown_tasks_are_found_before_a_model_is_looked_for(capsys, tmp_path):
+    arguments = ("harness", "--model", tmp_path / "no_model", "--tasks", "NOT_A_TASK")
+    message = failure(capsys, load_tool("evaluate").main, *arguments)
+    assert message.startswith("error: task NOT_A_TASK: is not among")
+
+
+def test_the_harness_is_named_when_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UserError, match="pip install 'dongwu_jax\\[eval\\]'"):
-        run_tasks(scorer, TASKS)
+        select_tasks(TASKS)
 
 
 @pytest.mark.slow
@@ -336,5 +344,5 @@ def test_smollm2_gives_the_numbers_of_the_hugging_face_backend(tasks_folder, tmp
     reference = HFLM(str(folder), dtype="float32", device="cpu", batch_size=4)
     theirs = lm_eval.simple_evaluate(reference, tasks=TASKS, task_manager=manager)
     scorer = Scorer(load_model(folder, "float32"))
-    ours = run_tasks(scorer, TASKS, include_path=tasks_folder)
+    ours = run_tasks(scorer, select_tasks(TASKS, include_path=tasks_folder))
     assert_same(ours, theirs, TASKS, rel=1e-4)  # a perplexity of a word magnifies rounding
