@@ -261,6 +261,23 @@ def test_bad_lines_stop_or_are_counted(tmp_path: Path, capsys: pytest.CaptureFix
     assert report["read"]["records"] == 5
 
 
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_empty_input_is_no_corpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    """Nothing is written, and what an earlier run wrote stays."""
+    empty, output = tmp_path / "empty.jsonl", tmp_path / "out"
+    empty.write_text(content)
+    flags = ("--input", empty, "--output", output)
+    assert f"{empty}: holds no sample" in failure(capsys, main, *flags)
+    assert list(output.iterdir()) == []
+    some = write_lines(tmp_path / "some.jsonl", [{"text": chinese(1, 100)}])
+    assert exit_code(main, "--input", some, "--output", output) == 0
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    failure(capsys, main, *flags, "--overwrite")
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
 def test_an_incomplete_synthesis_is_noticed(
     flags: list[object], synthetic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

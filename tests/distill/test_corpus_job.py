@@ -31,6 +31,7 @@ _TEXTS = st.lists(
             "finish_reason": st.sampled_from(["stop", "length", "error"]),
         }
     ),
+    min_size=1,
     max_size=30,
 )
 
@@ -48,6 +49,8 @@ def test_nothing_is_lost_and_what_is_kept_stays(
     assert first.kept.records + dropped == first.read.records == len(records)
     text = folder / "one/text.jsonl"
     assert len(read_lines(text)) == first.kept.records
+    if not first.kept.records:
+        return  # no input for a second time
     second = build_corpus(Building(SynthesisInput((text,)), folder / "two", criteria))
     assert second.kept.records == second.read.records == first.kept.records
     assert (folder / "two/text.jsonl").read_bytes() == text.read_bytes()

@@ -56,7 +56,7 @@ def build_corpus(job: Building) -> Outcome:
     """Write the corpus and its report, and print the table.
 
     Raises:
-        UserError: bad input, an output that is there, or a package that is not.
+        UserError: bad or empty input, an output that is there, or a package that is not.
     """
     _check(job)
     files = job.source.files
@@ -82,6 +82,11 @@ def build_corpus(job: Building) -> Outcome:
             text.write(judged.line)
             if control is not None and judged.control:
                 control.write(judged.control)
+        if not outcome.read.records:
+            raise UserError(
+                f"{', '.join(map(str, files))}: holds no sample, so there is no corpus to write; "
+                "--input wants what tools/synthesize.py wrote, or JSON lines with texts"
+            )
     report: dict[str, Any] = {
         "input": [{"name": path.name, "bytes": path.stat().st_size} for path in files],
         "settings": criteria.settings(),
