@@ -17,6 +17,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from typing import Any
 
 from dongwu_jax.command_line import run_command_line
 from dongwu_jax.config import RunConfig, load_config
+from dongwu_jax.data.corpora import open_corpus
 from dongwu_jax.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -140,11 +142,9 @@ def _parse(arguments: list[str] | None) -> Tour:
 def _start_afresh(tour: Tour) -> None:
     """Remove what an earlier tour left, and nothing else."""
     out, corpus = tour.out, Path(tour.corpus)
-    if tour.corpus.endswith(".jsonl"):
-        if not corpus.is_file():
-            raise UserError(f"--corpus {corpus}: no such file")
-        if out.resolve() in corpus.resolve().parents:
-            raise UserError(f"--corpus {corpus}: lies inside --output {out}, which starts empty")
+    open_corpus(tour.corpus)  # a wrong one should cost no earlier tour
+    if corpus.is_file() and out.resolve() in corpus.resolve().parents:
+        raise UserError(f"--corpus {corpus}: lies inside --output {out}, which starts empty")
     if out.is_dir() and any(out.iterdir()):
         if not (out / MARKER).is_file():
             raise UserError(f"--output {out}: is not from an earlier tour; name another folder")
@@ -303,7 +303,8 @@ def _run(arguments: list[str], capture: bool = False) -> str:
     """Print a command and run it from the repository root's tools.
 
     Raises:
-        UserError: it failed; its own message stands above.
+        SystemExit: it failed, and has said why.
+        UserError: a signal ended it.
     """
     if arguments[0].startswith("tools/"):
         arguments = [os.path.relpath(REPOSITORY / arguments[0]), *arguments[1:]]
@@ -313,8 +314,11 @@ def _run(arguments: list[str], capture: bool = False) -> str:
     )
     if capture:
         print(result.stdout, end="", flush=True)
+    if result.returncode < 0:
+        name = signal.Signals(-result.returncode).name
+        raise UserError(f"the command above was ended by {name}")
     if result.returncode:
-        raise UserError(f"the command above failed with exit code {result.returncode}")
+        sys.exit(result.returncode)
     return result.stdout or ""
 
 

@@ -55,12 +55,27 @@ def test_a_folder_of_somebody_else_is_not_touched(tmp_path):
     assert (tmp_path / "precious.txt").read_text() == "keep me"
 
 
-def test_a_missing_corpus_is_noticed_before_anything_is_deleted(tmp_path):
+@pytest.mark.parametrize("name", ["gone.jsonl", "gone"])
+def test_a_missing_corpus_is_noticed_before_anything_is_deleted(tmp_path, name):
     (tmp_path / ".quickstart").write_text("")
     (tmp_path / "corpus").mkdir()
     command = [sys.executable, "-m", "dongwu_jax.quickstart", "--out", str(tmp_path)]
-    gone = [*command, "--corpus", str(tmp_path / "gone.jsonl")]
+    gone = [*command, "--corpus", str(tmp_path / name)]
     result = subprocess.run(gone, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1
-    assert "no such file" in result.stderr
+    assert f"{name}: must be auto, china-law" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
     assert (tmp_path / "corpus").is_dir()
+
+
+def test_a_step_that_fails_has_the_only_word(tmp_path):
+    """The step says what is wrong; the tour ends with its exit code."""
+    short = tmp_path / "short.jsonl"
+    short.write_text('{"text": "short"}\n')
+    command = [sys.executable, "-m", "dongwu_jax.quickstart", "--out", str(tmp_path / "tour")]
+    result = subprocess.run(
+        [*command, "--corpus", str(short)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert "too few documents" in result.stderr
+    assert result.stderr.count("error") == 1

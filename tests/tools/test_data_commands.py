@@ -149,8 +149,8 @@ def test_gather_corpus_refuses_bad_sources_and_outputs(refused, inputs, corpus, 
     run = partial(refused, gather_corpus, "--output", output, "--source")
     for path in ("bad.jsonl", "key.jsonl", "cut.jsonl.gz"):
         assert inputs[tmp_path / path] in run(tmp_path / path)
-    assert "--source wikipedia: must be auto, china-law, python-library, or" in run("wikipedia")
-    assert "--source" in run(tmp_path / "folder")
+    for source in ("wikipedia", tmp_path / "folder"):
+        assert f"corpus {source}: must be auto, china-law, python-library, or" in run(source)
     (tmp_path / "short.jsonl").write_text('{"text": "short"}\n')
     assert "too few documents of 200 characters" in run(tmp_path / "short.jsonl")
     assert not list(output.iterdir())
