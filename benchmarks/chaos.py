@@ -34,6 +34,7 @@ from dongwu_jax.command_line import positive_int, run_command_line, whole_number
 from dongwu_jax.config import RunConfig, dump_config, parse_config
 from dongwu_jax.data.indexed_dataset_writer import IndexedDatasetWriter
 from dongwu_jax.errors import UserError
+from dongwu_jax.output_files import check_output_file
 from dongwu_jax.report.goodput import find_intervals, goodput, totals
 from dongwu_jax.report.run_folder import read_run_folder
 
@@ -144,13 +145,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Kill, compare, report."""
     options = _parse(arguments)
     folder: Path = options.folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    kills = folder / "kills.jsonl"
+    check_output_file(kills)
     config = _write_run(folder, options.processes, options.steps)
     reference = Run(folder / "reference", options.processes)
     if reference.newest_checkpoint() < options.steps:
         shutil.rmtree(reference.folder, ignore_errors=True)
         reference.finish(config)
-    kills = folder / "kills.jsonl"
     done = [json.loads(line) for line in kills.read_text().splitlines()] if kills.exists() else []
     for number in range(len(done), options.kills):
         dice = random.Random(f"{options.seed}-{number}")

@@ -33,6 +33,7 @@ from dongwu_jax.command_line import number, run_command_line, whole_number
 from dongwu_jax.config.durations import Duration
 from dongwu_jax.data.indexed_dataset import IndexedDataset
 from dongwu_jax.errors import UserError
+from dongwu_jax.output_files import check_output_file
 
 KINDS = ("original", "blend", "control")
 _SECOND = {"blend": "synthetic", "control": "control"}  # what is mixed with the original text
@@ -55,7 +56,7 @@ class _Case:
 def main(arguments: list[str] | None = None) -> int:
     """Tokenise, train, measure."""
     options = _parse(arguments)
-    options.output.mkdir(parents=True, exist_ok=True)
+    check_output_file(options.output / "before.json")
     gpus = visible_gpus()
     tokens = _preprocess(options)
     cases = [_Case(kind, seed) for seed in options.seeds for kind in KINDS]

@@ -17,6 +17,7 @@ from typing import Any
 from side_by_side import ROOT, on_a_gpu, run, visible_gpus
 
 from dongwu_jax.command_line import run_command_line
+from dongwu_jax.output_files import check_output_file
 
 CASES = {
     "random, text alone": ("random", ["distillation.teacher=null"]),
@@ -35,7 +36,7 @@ def main() -> None:
     if options.plot:
         _plot(options.output, options.plot)
         return
-    options.output.mkdir(parents=True, exist_ok=True)
+    check_output_file(options.output / "prune_random.log")
     gpus = visible_gpus()
     with concurrent.futures.ThreadPoolExecutor(gpus.qsize()) as pool:
         whole = pool.submit(on_a_gpu, gpus, _evaluate, options, options.model, "whole")

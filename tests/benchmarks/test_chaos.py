@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_lines import failure, load_script
 
 CHAOS = Path(__file__).parents[2] / "benchmarks" / "chaos.py"
 
@@ -21,3 +22,9 @@ def test_kills_at_any_moment_change_nothing(processes, kills, steps, tmp_path):
     records = [json.loads(line) for line in (tmp_path / "kills.jsonl").read_text().splitlines()]
     assert len(records) == kills
     assert len({record["phase"] for record in records}) > 1
+
+
+def test_a_file_is_no_folder_for_a_run(capsys, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    assert f"{file} is no folder" in failure(capsys, load_script(CHAOS).main, file)
