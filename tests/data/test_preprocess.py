@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import tokenizers
 import zstandard
+from processes import wait_until
 
 from dongwu_jax.data import jsonl
 from dongwu_jax.data import preprocess as preprocess_module
@@ -179,8 +179,7 @@ def test_a_killed_run_goes_on(
     command = [sys.executable, "-c", _KILLED, model, corpus, tmp_path / "out"]
     process = subprocess.Popen(command, env=_ENVIRONMENT)
     state = tmp_path / "out.state.partial"
-    while not state.exists() and process.poll() is None:
-        time.sleep(0.001)
+    wait_until(state.exists, process, pause=0.001)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "out_text_document.bin").exists()

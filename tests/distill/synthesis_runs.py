@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -104,20 +103,3 @@ def files(folder: Path) -> dict[str, bytes]:
         for path in folder.iterdir()
         if path.name != "runs.jsonl" and not path.name.startswith(".lock")
     }
-
-
-def lives(process: int) -> bool:
-    """Whether a process runs; one that ended and was not waited for does not."""
-    try:
-        status = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
-
-
-def all_end(processes: list[int], seconds: float = 10) -> bool:
-    """Whether all of them end within this time."""
-    deadline = time.monotonic() + seconds
-    while any(map(lives, processes)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not any(map(lives, processes))

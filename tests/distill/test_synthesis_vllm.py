@@ -6,15 +6,14 @@ vLLM wants an environment of its own; the variable VLLM_PYTHON names its interpr
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import all_gone, wait_until
 from reference_models import random_llama, save
 from synthesis_runs import (
     ROOT,
     TOOL,
-    all_end,
     document,
     files,
     records,
@@ -57,14 +56,14 @@ def test_samples_of_a_killed_job_are_those_of_an_undisturbed_one(tmp_path: Path)
     output = tmp_path / "killed"
     for parts in (1, 3):
         process = start(output)
-        while len(list(output.glob("part-*"))) < parts:
-            assert process.poll() is None
-            time.sleep(0.05)
+        wait_until(
+            lambda parts=parts: len(list(output.glob("part-*"))) >= parts, process, seconds=600
+        )
         children = _descendants(process.pid)
         process.kill()
         process.wait()
         assert children
-        assert all_end(children)
+        wait_until(lambda children=children: all_gone(children))
     assert len(list(output.glob("part-*"))) < 6
     assert start(output).wait(timeout=600) == 0
     # Each sample's random draws are its own; the arithmetic of float32 on CPU is, too.

@@ -10,14 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import all_gone, wait_until
 from synthesis_runs import (
     FAKE_VLLM,
     ROOT,
     Job,
-    all_end,
     document,
     files,
-    lives,
     records,
     save_documents,
     save_model,
@@ -50,6 +49,14 @@ def whole(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _engines(log: Path) -> list[dict]:
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def _no_engine_runs(log: Path) -> bool:
+    return all_gone(engine["child"] for engine in _engines(log))
+
+
+def _parts(output: Path) -> int:
+    return len(list(output.glob("part-*")))
 
 
 def test_samples_say_where_they_come_from(job: Job, whole: Path) -> None:
@@ -93,13 +100,17 @@ def test_killed_at_any_moment_nothing_is_lost_or_repeated(
     for _ in range(4):
         known = len(_engines(log))
         process = job.start(output, slow, **engines)
-        while len(_engines(log)) == known and process.poll() is None:
-            time.sleep(0.01)
+        wait_until(
+            lambda process=process, known=known: (
+                len(_engines(log)) > known or process.poll() is not None
+            ),
+            pause=0.01,
+        )
         time.sleep(moments.uniform(0, 0.7))
         interrupted += process.poll() is None
         process.kill()
         process.communicate()
-        assert all_end([engine["child"] for engine in _engines(log)])  # no GPU stays taken
+        wait_until(lambda: _no_engine_runs(log))  # no GPU stays taken
         for path in output.glob("part-*.jsonl"):
             assert path.read_bytes() == (whole / path.name).read_bytes()
     assert interrupted >= 2
@@ -113,17 +124,16 @@ def test_a_polite_stop(job: Job, whole: Path, tmp_path: Path) -> None:
     output, log = tmp_path / "out", tmp_path / "log"
     slow = {"FAKE_VLLM_STEP_SECONDS": "0.05", "FAKE_VLLM_LOG": str(log)}
     for number in (signal.SIGTERM, signal.SIGINT):
-        before = len(list(output.glob("part-*")))
+        before = _parts(output)
         process = job.start(output, slow)
-        while len(list(output.glob("part-*"))) < before + 2:
-            time.sleep(0.01)
+        wait_until(lambda before=before: _parts(output) >= before + 2, process, pause=0.01)
         process.send_signal(number)
         _, said = process.communicate(timeout=30)
         assert process.returncode == 128 + number
         assert f"stopped by {number.name}" in said
         assert "The same command goes on" in said
         assert "Traceback" not in said
-        assert not any(lives(engine["child"]) for engine in _engines(log))
+        assert _no_engine_runs(log)
         assert not list(output.glob(".part-*.jsonl.*"))
     said = job.run(output).stderr
     assert "of 19 parts are there already" in said
@@ -156,7 +166,7 @@ def test_two_engines_make_what_one_makes(
     job.must_run(tmp_path / "out", **flags)
     assert files(tmp_path / "out") == files(whole)
     assert {engine["devices"] for engine in _engines(tmp_path / "log")} == expected
-    assert not any(lives(engine["child"]) for engine in _engines(tmp_path / "log"))
+    assert _no_engine_runs(tmp_path / "log")
 
 
 def test_too_few_gpus(monkeypatch: pytest.MonkeyPatch, job: Job, tmp_path: Path) -> None:
@@ -235,15 +245,14 @@ def test_an_engine_that_dies(model: Path, tmp_path: Path) -> None:
 def test_an_engine_that_is_killed(job: Job, whole: Path, tmp_path: Path) -> None:
     output, log = tmp_path / "out", tmp_path / "log"
     process = job.start(output, {"FAKE_VLLM_STEP_SECONDS": "0.05", "FAKE_VLLM_LOG": str(log)})
-    while not list(output.glob("part-*")):
-        time.sleep(0.01)
+    wait_until(lambda: _parts(output), process, pause=0.01)
     (engine,) = _engines(log)
     parent = Path(f"/proc/{engine['child']}/stat").read_text().rpartition(")")[2].split()[1]
     os.kill(int(parent), signal.SIGKILL)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "ended with exit code -9" in said
-    assert all_end([engine["child"]])
+    wait_until(lambda: _no_engine_runs(log))
     job.must_run(output)
     assert files(output) == files(whole)
 

@@ -4,18 +4,13 @@ import socket
 import urllib.request
 
 import pytest
+from processes import free_port
 from runs import run_config
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.training.records.reports import PrometheusReport, open_reports
 
 pytest.importorskip("prometheus_client")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def scrape(port: int) -> dict[str, float]:

@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -69,26 +67,8 @@ def finish(command: list[str], **variables: str) -> subprocess.CompletedProcess[
     )
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
-
-
 def started(folder: Path) -> list[int]:
     return [int(path.read_text()) for path in folder.glob("*.pid")]
-
-
-def all_gone(pids: list[int]) -> bool:
-    def runs(pid: int) -> bool:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
-            return False
-        return state != "Z"  # dead, and only not waited for by its parent
-
-    return not any(map(runs, pids))
 
 
 def reports(folder: Path) -> list[dict]:

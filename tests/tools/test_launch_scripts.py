@@ -5,7 +5,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -17,12 +16,11 @@ from launchers import (
     ONE_ENDS,
     REPORT,
     REPOSITORY,
-    all_gone,
     finish,
     reports,
     started,
-    wait_until,
 )
+from processes import all_gone, free_port, wait_until
 from runs import run_config
 
 from dongwu_jax import exit_codes
@@ -311,9 +309,3 @@ def test_a_real_training_of_two_processes(fakes: Path) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
     metrics = (fakes / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in metrics] == [1, 2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]

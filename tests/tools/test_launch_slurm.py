@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from launchers import AWKWARD, LAUNCH, ONE_ENDS, REPORT, all_gone, reports, started, wait_until
+from launchers import AWKWARD, LAUNCH, ONE_ENDS, REPORT, reports, started
+from processes import all_gone, wait_until
 
 from dongwu_jax import exit_codes
 
