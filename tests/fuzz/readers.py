@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import seeds
+from job_seeds import CACHE_KEY, IDENTITY, RECIPE, cached_arrays
+from run_seeds import run_config
+from seed_material import SENTENCES
 
 from dongwu_jax.config import load_config
 from dongwu_jax.data.chat_samples import ChatEncoder
@@ -95,7 +97,7 @@ def _indexed(folder: Path) -> None:
 def _tokenizer(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     size = tokenizer.vocab_size
-    for text in (*seeds.SENTENCES, "", "<s>x</s>", "\0\ufffd"):
+    for text in (*SENTENCES, "", "<s>x</s>", "\0\ufffd"):
         ids = tokenizer.encode(text)
         assert all(0 <= token < size for token in ids), f"ids {ids} of {size} tokens"
         tokenizer.decode(ids)
@@ -116,7 +118,7 @@ def _sentencepiece(folder: Path) -> None:
     _tokenizer(folder)
     ours = load_tokenizer(folder)
     converted = convert_sentencepiece(folder / "tiny.model")
-    for text in seeds.SENTENCES:
+    for text in SENTENCES:
         ids = converted.encode(text, add_special_tokens=False).ids
         assert all(0 <= token < ours.vocab_size for token in ids)
 
@@ -240,7 +242,7 @@ def _resume(folder: Path) -> None:
     from dongwu_jax.training.records.run_log import RunLog
     from dongwu_jax.training.state import abstract_state
 
-    config = seeds.run_config(folder)
+    config = run_config(folder)
     current = fingerprint(config.data, 8)
     if set_damaged_aside(config.checkpoint.directory, RunLog(None)) is None:
         check_may_begin(config.checkpoint.directory, config.log_directory / "events.jsonl")
@@ -267,9 +269,9 @@ def _synthesis(folder: Path) -> None:
     """Go on with a job, and build a corpus of what there is."""
     output = folder / "output"
     (documents,) = expand_inputs([str(folder / "documents.jsonl")])
-    open_folder(output, describe(seeds.RECIPE, "model", folder / "tokenizer.json", [documents]))
+    open_folder(output, describe(RECIPE, "model", folder / "tokenizer.json", [documents]))
     parts = PartFolder(output)
-    planned = parts.planned([documents], seeds.RECIPE.documents_per_part, None)
+    planned = parts.planned([documents], RECIPE.documents_per_part, None)
     for part in planned:
         assert len(list(documents_of(part, [documents]))) <= part.documents
         records, file = parts.begun(part.number)
@@ -293,19 +295,19 @@ def _teacher_cache(folder: Path) -> None:
 
 
 def _index_cache(folder: Path) -> None:
-    arrays = IndexCache(folder).load_or_build(seeds.CACHE_KEY, seeds.cached_arrays)
-    for name, expected in seeds.cached_arrays().items():
+    arrays = IndexCache(folder).load_or_build(CACHE_KEY, cached_arrays)
+    for name, expected in cached_arrays().items():
         np.testing.assert_array_equal(arrays[name], expected)
         assert arrays[name].dtype == expected.dtype
 
 
 def _preprocess_state(folder: Path) -> None:
-    state = load_state(folder / "x.state.partial", seeds.IDENTITY)
+    state = load_state(folder / "x.state.partial", IDENTITY)
     if state is None:
         return
     numbers = [state.file, state.offset, state.line, state.bad_lines, *state.written[0]]
     assert all(type(number) is int and number >= 0 for number in numbers), state
-    assert state.file < len(seeds.IDENTITY["inputs"])
+    assert state.file < len(IDENTITY["inputs"])
 
 
 def _fineval(folder: Path) -> None:
