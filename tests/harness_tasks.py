@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from json_lines import write_lines
 
 LONG = "def price(bond):\n    if bond:\n        return  bond.price\n" * 5
 CHOICES = [
@@ -18,8 +19,7 @@ TASKS = ["tiny_choice", "tiny_rolling", "tiny_free", "tiny_until"]
 
 def write_task(folder, name, documents, **settings):
     """A task and its data."""
-    data = folder / f"{name}.jsonl"
-    data.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    data = write_lines(folder / f"{name}.jsonl", documents)
     config = {
         "task": name,
         "dataset_path": "json",

@@ -1,6 +1,7 @@
 """Tiny random models and Megatron checkpoints of them, for tests."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,13 @@ def load_with_torch(file: Path) -> dict:
     """What torch itself makes of a rank's file, without running any code of the file's."""
     with torch.serialization.safe_globals([Namespace]):
         return torch.load(file, weights_only=True)
+
+
+def change_rank(file: Path, change: Callable[[dict], object]) -> None:
+    """Change the contents of a rank's file, by torch."""
+    contents = load_with_torch(file)
+    change(contents)
+    torch.save(contents, file)
 
 
 def flattened(tree: object, prefix: str = "") -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Small random transformers models and our own logits, for tests against transformers."""
 
 import importlib.util
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import pytest
 import sentencepiece
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.interop.gguf import smollm2_path
+from dongwu_jax.interop.loading import load_parameters
+from dongwu_jax.interop.model_source import ModelSource
 from dongwu_jax.models.attention import causal_attention
 from dongwu_jax.models.parameters import Parameters, bind, cast_matrices
 
@@ -54,6 +58,20 @@ def save(model: transformers.PreTrainedModel, folder: Path, **options: object) -
     return folder
 
 
+def save_with_tokenizer(model: transformers.PreTrainedModel, folder: Path) -> Path:
+    """The same with a SentencePiece model of `TOKENIZER_VOCAB` tokens."""
+    train_tiny_tokenizer(folder).rename(folder / "tokenizer.model")
+    return save(model, folder)
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    """Change the weights in a Hugging Face folder's one file."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
 def transformers_logits(model: torch.nn.Module, tokens: np.ndarray) -> np.ndarray:
     """float32 [batch, length, vocab]."""
     with torch.no_grad():
@@ -75,6 +93,11 @@ def our_logits(
         )
 
     return np.asarray(forward(parameters, jnp.asarray(tokens, jnp.int32)))
+
+
+def logits_of(source: ModelSource, tokens: np.ndarray) -> np.ndarray:
+    """The same, of the model that a source holds, in float32."""
+    return our_logits(source.config, load_parameters(source.read, source.config), tokens)
 
 
 def random_tokens(vocab_size: int, batch: int = 2, length: int = 40) -> np.ndarray:

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from command_lines import exit_code, load_script, load_tool
 from harness_tasks import write_tasks
-from reference_models import TOKENIZER_VOCAB, random_llama, save, train_tiny_tokenizer
+from json_lines import write_texts
+from reference_models import TOKENIZER_VOCAB, random_llama, save_with_tokenizer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TEXTS = [
@@ -31,13 +32,7 @@ def benchmark(monkeypatch):
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
     folder = tmp_path_factory.mktemp("student")
-    train_tiny_tokenizer(folder).rename(folder / "tokenizer.model")
-    return save(random_llama(vocab_size=TOKENIZER_VOCAB), folder)
-
-
-def write_texts(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
+    return save_with_tokenizer(random_llama(vocab_size=TOKENIZER_VOCAB), folder)
 
 
 def test_figures_are_those_of_the_evaluation_command(student, tmp_path):

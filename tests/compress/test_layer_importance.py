@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from reference_models import TOKENIZER_VOCAB, random_llama, save, train_tiny_tokenizer
+from reference_models import TOKENIZER_VOCAB, random_llama, save_with_tokenizer
 
 from dongwu_jax.compress.layer_importance import loss_rises
 from dongwu_jax.errors import UserError
@@ -19,11 +19,10 @@ LAYERS = 4
 def model(tmp_path_factory):
     """A random model with a tokenizer, as transformers has it and where it lies."""
     folder = tmp_path_factory.mktemp("model")
-    train_tiny_tokenizer(folder).rename(folder / "tokenizer.model")
     reference = random_llama(
         vocab_size=TOKENIZER_VOCAB, num_hidden_layers=LAYERS, num_key_value_heads=2
     )
-    return reference, save(reference, folder)
+    return reference, save_with_tokenizer(reference, folder)
 
 
 def _loss(reference, tokens):

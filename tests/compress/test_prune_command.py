@@ -9,12 +9,12 @@ import transformers
 from command_lines import exit_code, failure, load_tool
 from reference_models import (
     TOKENIZER_VOCAB,
+    change_weights,
     random_llama,
-    save,
-    train_tiny_tokenizer,
+    save_with_tokenizer,
     transformers_logits,
 )
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 prune = load_tool("prune").main
 TARGET = "num_layers=3,hidden_size=24,intermediate_size=40,num_heads=2,num_kv_heads=1"
@@ -24,12 +24,11 @@ TARGET = "num_layers=3,hidden_size=24,intermediate_size=40,num_heads=2,num_kv_he
 def model(tmp_path_factory):
     """A random model with a tokenizer, and text."""
     folder = tmp_path_factory.mktemp("model")
-    train_tiny_tokenizer(folder).rename(folder / "tokenizer.model")
     reference = random_llama(vocab_size=TOKENIZER_VOCAB, num_hidden_layers=4, num_key_value_heads=2)
     text = folder / "text.jsonl"
     line = json.dumps({"text": "The central bank sells bonds; cash and credit tighten."})
     text.write_text(f"{line}\n" * 40)
-    return save(reference, folder), text
+    return save_with_tokenizer(reference, folder), text
 
 
 @pytest.mark.parametrize("method", ["activation", "magnitude", "random"])
@@ -153,9 +152,7 @@ def test_text_that_is_too_short_is_explained(model, tmp_path, capsys):
 def _changed(model, folder, change):
     """A copy of the model with some weights changed, and the text."""
     shutil.copytree(model[0], folder)
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    change_weights(folder, change)
     return folder, model[1]
 
 

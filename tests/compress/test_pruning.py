@@ -8,11 +8,11 @@ import transformers
 from conversions import convert_to
 from reference_models import (
     TOKENIZER_VOCAB,
-    our_logits,
+    logits_of,
     random_llama,
     random_tokens,
     save,
-    train_tiny_tokenizer,
+    save_with_tokenizer,
     transformers_logits,
 )
 
@@ -24,14 +24,9 @@ from dongwu_jax.compress.shapes import Shape, check_shape, parse_target, shape_o
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.loaded_model import load_model
-from dongwu_jax.interop.loading import load_parameters
 from dongwu_jax.interop.sources import open_source
 
 GQA = {"num_key_value_heads": 2, "num_hidden_layers": 4, "attention_bias": False}
-
-
-def _logits(source, tokens):
-    return our_logits(source.config, load_parameters(source.read, source.config), tokens)
 
 
 @pytest.fixture(params=[{}, GQA, GQA | {"tie_word_embeddings": True}], ids=["mha", "gqa", "tied"])
@@ -68,7 +63,7 @@ def test_what_is_zero_can_be_cut(model, tmp_path):
     hidden = np.arange(config.hidden_size)
     pruned = PrunedSource(source, Selection(hidden, blocks), {})
     tokens = random_tokens(101)
-    np.testing.assert_allclose(_logits(pruned, tokens), _logits(source, tokens), atol=2e-5)
+    np.testing.assert_allclose(logits_of(pruned, tokens), logits_of(source, tokens), atol=2e-5)
     assert pruned.config.num_layers == 3
     assert pruned.config.num_heads == len(kept_heads)
 
@@ -88,7 +83,7 @@ def test_query_heads_that_are_zero_can_be_cut_out_of_their_groups(tmp_path):
     )
     pruned = PrunedSource(source, Selection(np.arange(32), blocks), {})
     tokens = random_tokens(101)
-    np.testing.assert_allclose(_logits(pruned, tokens), _logits(source, tokens), atol=2e-5)
+    np.testing.assert_allclose(logits_of(pruned, tokens), logits_of(source, tokens), atol=2e-5)
     by_score = random_scores(source.config, 0)
     for block, kept in enumerate(kept_heads):
         by_score.heads[block] = np.isin(np.arange(8), kept)
@@ -114,14 +109,13 @@ def test_silent_hidden_channels_can_be_cut_with_the_norms_scaled(tmp_path):
     scores = Importance(scores.blocks, scores.hidden, scores.mlp, scores.heads, stream)
     pruned = PrunedSource(source, selection, norm_scales(scores, selection))
     tokens = random_tokens(101)
-    np.testing.assert_allclose(_logits(pruned, tokens), _logits(source, tokens), atol=1e-4)
+    np.testing.assert_allclose(logits_of(pruned, tokens), logits_of(source, tokens), atol=1e-4)
 
 
 @pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (4, 2)])
 def test_importance_is_what_hooks_in_transformers_see(devices, fsdp, tmp_path):
-    train_tiny_tokenizer(tmp_path).rename(tmp_path / "tokenizer.model")
     reference = random_llama(vocab_size=TOKENIZER_VOCAB, **GQA)
-    folder = save(reference, tmp_path)
+    folder = save_with_tokenizer(reference, tmp_path)
     tokens = np.random.default_rng(0).integers(TOKENIZER_VOCAB, size=(8, 10), dtype=np.int32)
     loaded = load_model(folder, "float32", devices=jax.devices()[:devices], fsdp=fsdp)
     found = measure_importance(loaded, [tokens[:4], tokens[4:]])
@@ -249,5 +243,5 @@ def test_a_pruned_export_loads_in_transformers(tmp_path):
     assert again.config.num_key_value_heads == 1
     tokens = random_tokens(101)
     np.testing.assert_allclose(
-        transformers_logits(again, tokens), _logits(pruned, tokens), atol=1e-4
+        transformers_logits(again, tokens), logits_of(pruned, tokens), atol=1e-4
     )

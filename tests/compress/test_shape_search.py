@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_lines import exit_code, failure, load_tool
-from reference_models import TOKENIZER_VOCAB, random_llama, save, train_tiny_tokenizer
+from reference_models import TOKENIZER_VOCAB, random_llama, save_with_tokenizer
 
 from dongwu_jax.compress.candidates import CLOSEST, candidate_shapes
 from dongwu_jax.compress.choosing import choose
@@ -31,10 +31,9 @@ BUDGET = 48_000
 def model(tmp_path_factory):
     """A random model with a tokenizer, and tokens: one document, in an indexed dataset."""
     folder = tmp_path_factory.mktemp("model")
-    train_tiny_tokenizer(folder).rename(folder / "tokenizer.model")
     reference = random_llama(vocab_size=TOKENIZER_VOCAB, num_hidden_layers=4, num_key_value_heads=2)
     tokens = np.random.default_rng(0).integers(3, TOKENIZER_VOCAB, 2 * SAMPLES * LENGTH + 1)
-    return save(reference, folder), tokens
+    return save_with_tokenizer(reference, folder), tokens
 
 
 def _dataset(prefix, tokens):

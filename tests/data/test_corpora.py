@@ -1,8 +1,7 @@
 """Corpora at hand, and the split that keeps documents apart."""
 
-import json
-
 import pytest
+from json_lines import read_lines, write_texts
 
 from dongwu_jax.data.corpora import (
     china_finance_laws,
@@ -14,14 +13,11 @@ from dongwu_jax.data.corpora import (
 from dongwu_jax.errors import UserError
 
 
-def read(path):
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
 def test_python_library_is_always_there(tmp_path):
     counts = write_split(python_library(), tmp_path)
     assert counts["train_bytes"] > 5_000_000
-    train, validation = read(tmp_path / "train.jsonl"), read(tmp_path / "validation.jsonl")
+    train = read_lines(tmp_path / "train.jsonl")
+    validation = read_lines(tmp_path / "validation.jsonl")
     assert len(train) == counts["train_documents"]
     assert not {d["text"] for d in train} & {d["text"] for d in validation}
     assert "json/decoder.py" in {d["source"] for d in train + validation}
@@ -39,12 +35,12 @@ def test_finance_laws_in_force():
 def test_own_jsonl_is_split_by_text_alone(tmp_path):
     path = tmp_path / "mine.jsonl"
     texts = [f"document {number} " * 40 for number in range(200)]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    write_texts(path, texts)
     write_split(json_lines(path), tmp_path / "one")
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in reversed(texts)))
+    write_texts(path, reversed(texts))
     write_split(json_lines(path), tmp_path / "two")
     held_out = [
-        {d["text"] for d in read(tmp_path / n / "validation.jsonl")} for n in ("one", "two")
+        {d["text"] for d in read_lines(tmp_path / n / "validation.jsonl")} for n in ("one", "two")
     ]
     assert held_out[0] == held_out[1]
     assert 2 <= len(held_out[0]) <= 25

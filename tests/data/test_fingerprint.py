@@ -3,19 +3,12 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
+from written_datasets import write_dataset
 
 from dongwu_jax.config.sections import DataConfig
 from dongwu_jax.data.fingerprint import compare_fingerprints, content_hash, fingerprint
-from dongwu_jax.data.indexed_dataset_writer import IndexedDatasetWriter
 from dongwu_jax.errors import UserError
-
-
-def write_dataset(prefix: Path, tokens: list[int]) -> Path:
-    with IndexedDatasetWriter(prefix, np.dtype("<u2")) as writer:
-        writer.add_document(np.array(tokens), [len(tokens)])
-    return prefix
 
 
 def make_config(tmp_path: Path, **settings: object) -> DataConfig:
@@ -25,8 +18,8 @@ def make_config(tmp_path: Path, **settings: object) -> DataConfig:
 
 @pytest.fixture(autouse=True)
 def _datasets(tmp_path: Path) -> None:
-    write_dataset(tmp_path / "a", [1, 2, 3])
-    write_dataset(tmp_path / "b", [4, 5])
+    write_dataset(tmp_path / "a", [[1, 2, 3]])
+    write_dataset(tmp_path / "b", [[4, 5]])
 
 
 def test_same_run_has_no_differences(tmp_path: Path) -> None:
@@ -66,7 +59,7 @@ def test_changed_data(tmp_path: Path) -> None:
     saved = fingerprint(make_config(tmp_path), 100)
     for file in tmp_path.glob("b.*"):
         file.unlink()
-    write_dataset(tmp_path / "b", [4, 6])
+    write_dataset(tmp_path / "b", [[4, 6]])
     (difference,) = compare_fingerprints(saved, fingerprint(make_config(tmp_path), 100))
     assert difference.startswith("data.blend, b: content was ")
     one = fingerprint(make_config(tmp_path, blend=tmp_path / "a"), 100)
@@ -84,10 +77,10 @@ def test_weights(tmp_path: Path) -> None:
 
 def test_content_hash_of_large_files(tmp_path: Path) -> None:
     tokens = list(range(65000)) * 5
-    before = content_hash(write_dataset(tmp_path / "large", tokens))
-    assert before == content_hash(write_dataset(tmp_path / "same", tokens))
-    assert before != content_hash(write_dataset(tmp_path / "longer", [*tokens, 1]))
-    assert before != content_hash(write_dataset(tmp_path / "end", [*tokens[:-1], 1]))
-    assert before != content_hash(write_dataset(tmp_path / "start", [1, *tokens[1:]]))
+    before = content_hash(write_dataset(tmp_path / "large", [tokens]))
+    assert before == content_hash(write_dataset(tmp_path / "same", [tokens]))
+    assert before != content_hash(write_dataset(tmp_path / "longer", [[*tokens, 1]]))
+    assert before != content_hash(write_dataset(tmp_path / "end", [[*tokens[:-1], 1]]))
+    assert before != content_hash(write_dataset(tmp_path / "start", [[1, *tokens[1:]]]))
     with pytest.raises(UserError, match=r"missing\.idx"):
         content_hash(tmp_path / "missing")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from written_datasets import write_dataset
 
 from dongwu_jax.data.indexed_dataset import IndexedDataset, bin_path, idx_path, token_dtype
 from dongwu_jax.data.indexed_dataset_writer import IndexedDatasetWriter, WriterPosition
@@ -29,10 +30,7 @@ _SHA256 = {
 
 
 def _write(prefix: Path, documents: list[list[int]], dtype: str = "<u2") -> IndexedDataset:
-    with IndexedDatasetWriter(prefix, np.dtype(dtype)) as writer:
-        for document in documents:
-            writer.add_document(document, [len(document)] if document else [])
-    return IndexedDataset(prefix)
+    return IndexedDataset(write_dataset(prefix, documents, dtype))
 
 
 @pytest.mark.parametrize("dtype", _SHA256)

@@ -6,11 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+from written_datasets import write_dataset
 
 from dongwu_jax.data.indexed_dataset import IndexedDataset
-from dongwu_jax.data.indexed_dataset_writer import IndexedDatasetWriter
 from dongwu_jax.data.merge import merge_datasets
 from dongwu_jax.errors import UserError
 
@@ -23,17 +22,11 @@ _MERGED = (
 )
 
 
-def _write(prefix: Path, documents: list[list[int]], dtype: str = "<u2") -> None:
-    with IndexedDatasetWriter(prefix, np.dtype(dtype)) as writer:
-        for document in documents:
-            writer.add_document(document, [len(document)] if document else [])
-
-
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
     """A folder with the datasets a and b."""
-    _write(tmp_path / "parts" / "a", _A)
-    _write(tmp_path / "parts" / "b", _B)
+    write_dataset(tmp_path / "parts" / "a", _A)
+    write_dataset(tmp_path / "parts" / "b", _B)
     return tmp_path / "parts"
 
 
@@ -57,7 +50,7 @@ def test_command_writes_the_bytes_of_megatron(parts: Path) -> None:
 
 def test_order_is_lexicographic(tmp_path: Path) -> None:
     for i, name in enumerate(["p_2", "p_10", "p"]):
-        _write(tmp_path / "in" / name, [[i]])
+        write_dataset(tmp_path / "in" / name, [[i]])
     merge_datasets(tmp_path / "in", tmp_path / "out")
     merged = IndexedDataset(tmp_path / "out")
     assert [merged.get(i).tolist() for i in range(3)] == [[2], [1], [0]]
@@ -96,7 +89,7 @@ def test_a_file_without_partner(parts: Path, lone: str) -> None:
 
 
 def test_different_token_types_leave_nothing(parts: Path) -> None:
-    _write(parts / "c", _B, "<i4")
+    write_dataset(parts / "c", _B, "<i4")
     with pytest.raises(UserError, match=r"c\.idx: holds int32 tokens"):
         merge_datasets(parts, parts.parent / "merged")
     assert [path.name for path in parts.parent.iterdir()] == ["parts"]

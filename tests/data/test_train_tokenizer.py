@@ -1,13 +1,13 @@
 """Training a tokenizer, and the command that does it."""
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from json_lines import write_texts
 
 from dongwu_jax.data.segment_encoder import SegmentEncoder
 from dongwu_jax.data.tokenizer_training import _sample, train_sentencepiece
@@ -20,7 +20,7 @@ _TEXTS = [str(argparse.__doc__), "公司上半年营业收入同比增长12.5%�
 
 def test_command_trains_a_tokenizer_of_llamas_kind(tmp_path: Path) -> None:
     corpus = tmp_path / "a.jsonl"
-    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in _TEXTS))
+    write_texts(corpus, _TEXTS)
     command = [sys.executable, _TOOL, "--input", corpus, "--vocab-size", "400", "--output"]
     environment = {**os.environ, "PYTHONPATH": str(_TOOL.parents[1])}
     output = tmp_path / "new" / "tokenizer.model"

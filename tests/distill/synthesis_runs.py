@@ -36,13 +36,6 @@ def document(number: int) -> str:
     return "".join(lines)
 
 
-def save_documents(path: Path, texts: list[str]) -> Path:
-    """JSON lines of texts."""
-    lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
-    path.write_text("".join(lines), encoding="utf-8")
-    return path
-
-
 class Job:
     """The command line of a job, to be run with changes."""
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from command_lines import exit_code, failure, load_tool
-from corpus_samples import chinese, read_lines, write_lines
+from corpus_samples import chinese
+from json_lines import read_lines, write_lines
 
 from dongwu_jax.output_files import write_json_file
 from dongwu_jax.sealed_json import sealed

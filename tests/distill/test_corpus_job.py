@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import synthesis_runs
 from command_lines import TOOLS
-from corpus_samples import chinese, read_lines, write_lines
+from corpus_samples import chinese
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from json_lines import read_lines, write_lines, write_texts
 
 from dongwu_jax.distill.corpus.filters import Limits
 from dongwu_jax.distill.corpus.job import Building, build_corpus
@@ -79,7 +80,7 @@ def test_documents_are_found_in_any_order_and_in_compressed_files(tmp_path: Path
 def test_it_reads_what_the_synthesis_writes(tmp_path: Path) -> None:
     model = synthesis_runs.save_model(tmp_path / "teacher")
     texts = [synthesis_runs.document(number) for number in range(30)]
-    corpus = synthesis_runs.save_documents(tmp_path / "corpus.jsonl", texts)
+    corpus = write_texts(tmp_path / "corpus.jsonl", texts)
     synthesis_runs.Job(model, corpus, rounds=2).must_run(tmp_path / "synthetic")
     command = [sys.executable, TOOLS / "build_corpus.py", "--input", tmp_path / "synthetic"]
     command += ["--output", tmp_path / "out", "--original", corpus, "--control"]

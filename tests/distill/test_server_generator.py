@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthesis_runs import Job, document, records, save_documents, save_model
+from json_lines import write_texts
+from synthesis_runs import Job, document, records, save_model
 
 from dongwu_jax.distill.synthesis import server
 from dongwu_jax.distill.synthesis.generators import Answer, ServerMeans
@@ -249,7 +250,7 @@ def test_another_model_is_served(running: _Server) -> None:
 def test_the_command_through_a_server(running: _Server, tmp_path: Path) -> None:
     key = "sk-canary-of-the-environment"
     texts = [document(n) for n in range(30)] + ["TOO LONG " + document(1)]
-    corpus = save_documents(tmp_path / "corpus.jsonl", texts)
+    corpus = write_texts(tmp_path / "corpus.jsonl", texts)
     tokenizer = save_model(tmp_path / "model")
     job = Job(Path("teacher"), corpus, server=running.url, tokenizer=tokenizer, concurrency=8)
     ended = job.run(tmp_path / "out", {"OPENAI_API_KEY": key}, prefix_tokens="16:32")

@@ -9,17 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from json_lines import write_texts
 from processes import all_gone, wait_until
 from reference_models import random_llama, save
-from synthesis_runs import (
-    ROOT,
-    TOOL,
-    document,
-    files,
-    records,
-    save_documents,
-    save_model,
-)
+from synthesis_runs import ROOT, TOOL, document, files, records, save_model
 
 
 @pytest.mark.slow
@@ -38,7 +31,7 @@ def test_samples_of_a_killed_job_are_those_of_an_undisturbed_one(tmp_path: Path)
         ),
         model,
     )
-    corpus = save_documents(tmp_path / "corpus.jsonl", [document(n) for n in range(24)])
+    corpus = write_texts(tmp_path / "corpus.jsonl", [document(n) for n in range(24)])
 
     def start(output: Path) -> subprocess.Popen[bytes]:
         flags = "--prefix-tokens 8:32 --max-new-tokens 96 --records-per-part 4"

@@ -10,17 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from json_lines import write_texts
 from processes import all_gone, wait_until
-from synthesis_runs import (
-    FAKE_VLLM,
-    ROOT,
-    Job,
-    document,
-    files,
-    records,
-    save_documents,
-    save_model,
-)
+from synthesis_runs import FAKE_VLLM, ROOT, Job, document, files, records, save_model
 
 _DOCUMENTS = 95
 
@@ -35,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """Nineteen parts of five documents, some of them too short, two samples of each."""
     texts = [document(n) if n % 11 else "short" for n in range(_DOCUMENTS)]
-    corpus = save_documents(tmp_path_factory.mktemp("in") / "corpus.jsonl", texts)
+    corpus = write_texts(tmp_path_factory.mktemp("in") / "corpus.jsonl", texts)
     return Job(model, corpus, rounds=2)
 
 
@@ -228,7 +220,7 @@ def test_bad_records_are_set_aside(model: Path, tmp_path: Path) -> None:
 
 def test_a_generator_that_fails_always_ends_the_job(model: Path, tmp_path: Path) -> None:
     texts = [document(1)] * 20 + ["UNSPEAKABLE " + document(n) for n in range(200)]
-    broken = Job(model, save_documents(tmp_path / "corpus.jsonl", texts), records_per_part=10)
+    broken = Job(model, write_texts(tmp_path / "corpus.jsonl", texts), records_per_part=10)
     message = broken.must_fail(tmp_path / "out", prefix_tokens="16:32")
     assert "failed on 50 prompts in a row, the last time: the prompt is too long" in message
     assert not list((tmp_path / "out").glob("part-*"))  # to be tried again
@@ -236,7 +228,7 @@ def test_a_generator_that_fails_always_ends_the_job(model: Path, tmp_path: Path)
 
 def test_an_engine_that_dies(model: Path, tmp_path: Path) -> None:
     texts = [document(n) for n in range(40)] + ["FATAL " + document(41)]
-    fatal = Job(model, save_documents(tmp_path / "corpus.jsonl", texts))
+    fatal = Job(model, write_texts(tmp_path / "corpus.jsonl", texts))
     message = fatal.must_fail(tmp_path / "out", data_parallel=2)
     assert "vLLM's engine stopped: out of memory" in message
     assert "goes on with what is missing" in message

@@ -5,7 +5,8 @@ import os
 
 import pytest
 from command_lines import load_tool
-from reference_models import TOKENIZER_VOCAB, random_llama, save, train_tiny_tokenizer
+from json_lines import write_texts
+from reference_models import TOKENIZER_VOCAB, random_llama, save_with_tokenizer
 
 from dongwu_jax.errors import UserError
 
@@ -19,12 +20,13 @@ def models(tmp_path):
     for name, width in (("before", 0.1), ("after", 0.3)):
         folder = tmp_path / name
         folder.mkdir()
-        train_tiny_tokenizer(folder).rename(folder / "tokenizer.model")
         folders.append(
-            save(random_llama(initializer_range=width, vocab_size=TOKENIZER_VOCAB), folder)
+            save_with_tokenizer(
+                random_llama(initializer_range=width, vocab_size=TOKENIZER_VOCAB), folder
+            )
         )
     data = tmp_path / "texts.jsonl"
-    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    write_texts(data, TEXTS)
     return *folders, data
 
 

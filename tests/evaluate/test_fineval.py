@@ -8,13 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from command_lines import exit_code, load_tool
-from reference_models import (
-    TOKENIZER_VOCAB,
-    random_llama,
-    save,
-    smollm2_file,
-    train_tiny_tokenizer,
-)
+from reference_models import TOKENIZER_VOCAB, random_llama, save_with_tokenizer, smollm2_file
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.fineval import (
@@ -57,8 +51,7 @@ def fineval(shared_data):
 @pytest.fixture(scope="module")
 def scorer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    train_tiny_tokenizer(folder).rename(folder / "tokenizer.model")
-    save(random_llama(vocab_size=TOKENIZER_VOCAB), folder)
+    save_with_tokenizer(random_llama(vocab_size=TOKENIZER_VOCAB), folder)
     return Scorer(load_model(folder, "float32"))
 
 

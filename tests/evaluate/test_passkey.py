@@ -10,13 +10,7 @@ import pytest
 import torch
 import transformers
 from conversions import convert_to
-from reference_models import (
-    TOKENIZER_VOCAB,
-    random_llama,
-    save,
-    smollm2_file,
-    train_tiny_tokenizer,
-)
+from reference_models import TOKENIZER_VOCAB, random_llama, save_with_tokenizer, smollm2_file
 
 from dongwu_jax.data.tokenizers import load_tokenizer
 from dongwu_jax.errors import UserError
@@ -31,8 +25,9 @@ TOOL = Path(__file__).parents[2] / "tools/evaluate.py"
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    train_tiny_tokenizer(folder).rename(folder / "tokenizer.model")
-    return save(random_llama(vocab_size=TOKENIZER_VOCAB, max_position_embeddings=4096), folder)
+    return save_with_tokenizer(
+        random_llama(vocab_size=TOKENIZER_VOCAB, max_position_embeddings=4096), folder
+    )
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference_models import TOKENIZER_VOCAB, random_llama, save, train_tiny_tokenizer
-from safetensors.numpy import load_file, save_file
+from json_lines import write_texts
+from reference_models import TOKENIZER_VOCAB, change_weights, random_llama, save_with_tokenizer
 
 from dongwu_jax.data.indexed_dataset import bin_path
 from dongwu_jax.data.indexed_dataset_writer import IndexedDatasetWriter
@@ -31,11 +31,9 @@ def exported(tmp_path_factory):
     """A random model with a tokenizer, and a file of texts."""
     folder = tmp_path_factory.mktemp("exported")
     model = random_llama(vocab_size=TOKENIZER_VOCAB)
-    tokenizer = train_tiny_tokenizer(folder)
-    tokenizer.rename(folder / "tokenizer.model")
     data = folder / "texts.jsonl"
-    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    return model, save(model, folder), data
+    write_texts(data, TEXTS)
+    return model, save_with_tokenizer(model, folder), data
 
 
 def _evaluate(folder, data, *options):
@@ -195,9 +193,7 @@ def test_a_damaged_model_is_named(exported, tmp_path):
     _, folder, data = exported
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
-    weights = load_file(broken / "model.safetensors")
-    weights["model.norm.weight"][:] = np.nan
-    save_file(weights, broken / "model.safetensors")
+    change_weights(broken, lambda weights: weights["model.norm.weight"].fill(np.nan))
     with pytest.raises(UserError, match="not a finite number"):
         _evaluate(broken, data, "--lengths", "16")
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from reference_models import TOKENIZER_VOCAB, random_llama, save, train_tiny_tokenizer
+from reference_models import TOKENIZER_VOCAB, random_llama, save_with_tokenizer
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.scoring import Scorer
@@ -14,9 +14,8 @@ from dongwu_jax.interop.loaded_model import load_model
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    train_tiny_tokenizer(folder).rename(folder / "tokenizer.model")
     model = random_llama(vocab_size=TOKENIZER_VOCAB, max_position_embeddings=2048)
-    return model, save(model, folder)
+    return model, save_with_tokenizer(model, folder)
 
 
 def _reference(model, tokens, labels):

@@ -10,17 +10,16 @@ import pytest
 from conversions import convert_to
 from reference_models import (
     TOKENIZER_VOCAB,
-    our_logits,
+    logits_of,
     random_llama,
     random_tokens,
     save,
-    train_tiny_tokenizer,
+    save_with_tokenizer,
     transformers_logits,
 )
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.atomic_folder import new_folder
-from dongwu_jax.interop.loading import load_parameters
 from dongwu_jax.interop.sources import open_source
 
 TOOL = Path(__file__).parents[2] / "tools/convert.py"
@@ -34,8 +33,7 @@ def _convert(*arguments):
 def original(tmp_path_factory):
     folder = tmp_path_factory.mktemp("original")
     model = random_llama(vocab_size=TOKENIZER_VOCAB, num_key_value_heads=2)
-    train_tiny_tokenizer(folder).rename(folder / "tokenizer.model")
-    return model, save(model, folder)
+    return model, save_with_tokenizer(model, folder)
 
 
 def test_hf_to_checkpoint_to_hf_keeps_every_bit(original, tmp_path):
@@ -45,7 +43,7 @@ def test_hf_to_checkpoint_to_hf_keeps_every_bit(original, tmp_path):
     source = open_source(checkpoint)
     assert source.format == "dongwu"
     tokens = random_tokens(TOKENIZER_VOCAB)
-    ours = our_logits(source.config, load_parameters(source.read, source.config), tokens)
+    ours = logits_of(source, tokens)
     assert np.abs(ours - transformers_logits(model, tokens)).max() < 1e-4
     _convert("--from", checkpoint, "--to", exported, "--to-format", "hf")
     again = open_source(exported)

@@ -5,18 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from reference_models import random_llama, save
+from reference_models import change_weights, random_llama, save
 from safetensors.numpy import load_file, save_file
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.sources import open_source
-
-
-def _damage(folder, change):
-    file = folder / "model.safetensors"
-    tensors = load_file(file)
-    change(tensors)
-    save_file(tensors, file, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize(
@@ -33,7 +26,7 @@ def _damage(folder, change):
 )
 def test_wrong_tensors_are_refused(tmp_path, change, message):
     folder = save(random_llama(), tmp_path)
-    _damage(folder, change)
+    change_weights(folder, change)
     with pytest.raises(UserError, match=message):
         open_source(folder)
 
@@ -42,7 +35,7 @@ def test_mixed_dtypes_are_noted(tmp_path):
     model = random_llama().to(torch.bfloat16)
     folder = save(model, tmp_path)
     assert open_source(folder).notes == []
-    _damage(folder, lambda t: t.update({"model.norm.weight": np.zeros(32, np.float32)}))
+    change_weights(folder, lambda t: t.update({"model.norm.weight": np.zeros(32, np.float32)}))
     source = open_source(folder)
     assert source.dtype == "float32"
     assert len(source.notes) == 1
@@ -58,9 +51,13 @@ def test_a_bias_on_the_attention_output_is_refused(tmp_path):
 
 def test_a_tied_model_with_another_head_is_refused(tmp_path):
     folder = save(random_llama(tie_word_embeddings=True), tmp_path)
-    _damage(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 0}))
+    change_weights(
+        folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 0})
+    )
     open_source(folder)
-    _damage(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}))
+    change_weights(
+        folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1})
+    )
     with pytest.raises(UserError, match="tie_word_embeddings"):
         open_source(folder)
 
@@ -69,7 +66,9 @@ def test_a_tied_copy_with_nan_is_a_copy(tmp_path):
     model = random_llama(tie_word_embeddings=True).to(torch.bfloat16)
     model.model.embed_tokens.weight.data[3, 4] = float("nan")
     folder = save(model, tmp_path)
-    _damage(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))
+    change_weights(
+        folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()})
+    )
     assert "lm_head" not in open_source(folder).names()
 
 

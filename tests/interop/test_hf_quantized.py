@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from quantized_models import KINDS, quantized_export
-from safetensors.numpy import load_file, save_file
+from reference_models import change_weights
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.quantization import QUANTIZATIONS, dequantize, quantize
@@ -79,9 +79,7 @@ def test_what_is_not_quantized_keeps_its_dtype(tmp_path):
 )
 def test_damaged_tensors_are_refused(change, message, tmp_path):
     _, folder = quantized_export(tmp_path, quantize="int8")
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors, "model.layers.0.mlp.up_proj.weight")
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    change_weights(folder, lambda tensors: change(tensors, "model.layers.0.mlp.up_proj.weight"))
     with pytest.raises(UserError, match=f"model.safetensors: tensor .*{message}"):
         open_source(folder)
 

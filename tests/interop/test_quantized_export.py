@@ -13,7 +13,7 @@ from conversions import convert_to
 from quantized_models import KINDS, load, quantized_export
 from reference_models import (
     TINY,
-    our_logits,
+    logits_of,
     random_llama,
     random_tokens,
     save,
@@ -23,7 +23,6 @@ from reference_models import (
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.conversion import TargetOptions, check_folder, make_target
-from dongwu_jax.interop.loading import load_parameters
 from dongwu_jax.interop.quantization import QUANTIZATIONS, QUANTIZED_DTYPES, SCALE_DTYPE, quantize
 from dongwu_jax.interop.sources import open_source
 from dongwu_jax.interop.tensors import model_tensors
@@ -165,7 +164,7 @@ def test_transformers_computes_the_same(quantization, kind, tmp_path):
     for module in quantized:
         module.quantization_enabled = False  # of the activations; weights stay as stored
     source = open_source(folder)
-    ours = our_logits(source.config, load_parameters(source.read, source.config), tokens)
+    ours = logits_of(source, tokens)
     np.testing.assert_allclose(transformers_logits(theirs, tokens), ours, atol=1e-4)
     error = np.abs(with_activations - ours)
     assert 1e-3 < error.max() < 0.3 * np.abs(ours).max()

@@ -6,16 +6,10 @@ vLLM wants an environment of its own; the variable VLLM_PYTHON names its interpr
 import numpy as np
 import pytest
 from conversions import convert_to
-from reference_models import (
-    TOKENIZER_VOCAB,
-    our_logits,
-    random_llama,
-    save,
-)
+from reference_models import TOKENIZER_VOCAB, logits_of, random_llama, save
 from vllm_runs import need_vllm, run_in_vllm, tokenizer_folder
 
 from dongwu_jax.config.rope_scaling import RopeScaling
-from dongwu_jax.interop.loading import load_parameters
 from dongwu_jax.interop.sources import open_source
 
 LENGTH, FACTOR = 512, 4
@@ -60,7 +54,7 @@ def test_it_reads_stretched_positions_as_we_do(kind, tmp_path):
     found = run_in_vllm(_SCRIPT, folder, tokens.tolist(), tmp_path)
     assert found["max_model_len"] == FACTOR * LENGTH
 
-    ours = our_logits(source.config, load_parameters(source.read, source.config), tokens[None])
+    ours = logits_of(source, tokens[None])
     log_probabilities = ours[0, :-1] - np.logaddexp.reduce(ours[0, :-1], axis=-1, keepdims=True)
     expected = log_probabilities[np.arange(len(tokens) - 1), tokens[1:]]
     np.testing.assert_allclose(found["log_probabilities"], expected, atol=2e-3)

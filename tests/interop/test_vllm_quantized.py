@@ -6,15 +6,9 @@ vLLM wants an environment of its own; the variable VLLM_PYTHON names its interpr
 import numpy as np
 import pytest
 from conversions import convert_to
-from reference_models import (
-    TOKENIZER_VOCAB,
-    our_logits,
-    random_llama,
-    save,
-)
+from reference_models import TOKENIZER_VOCAB, logits_of, random_llama, save
 from vllm_runs import need_vllm, run_in_vllm, tokenizer_folder
 
-from dongwu_jax.interop.loading import load_parameters
 from dongwu_jax.interop.sources import open_source
 
 _SCRIPT = """
@@ -67,8 +61,7 @@ def test_it_loads_8_bits(quantization, tolerance, tmp_path):
     assert found["quantization"] == "compressed-tensors"
     assert len(found["generated"]) == 4
 
-    read = open_source(folder)
-    ours = our_logits(read.config, load_parameters(read.read, read.config), tokens[None])
+    ours = logits_of(open_source(folder), tokens[None])
     log_probabilities = ours[0, :-1] - np.logaddexp.reduce(ours[0, :-1], axis=-1, keepdims=True)
     expected = log_probabilities[np.arange(len(tokens) - 1), tokens[1:]]
     # It rounds the activations to 8 bits as well; in fp8 they have 4 significant bits.

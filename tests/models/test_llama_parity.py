@@ -7,6 +7,7 @@ import transformers
 from conversions import convert_to
 from reference_models import (
     TINY,
+    logits_of,
     our_logits,
     random_llama,
     random_tokens,
@@ -67,7 +68,7 @@ SHAPES = {
 
 def _largest_difference(model, folder, tokens):
     source = open_source(save(model, folder))
-    ours = our_logits(source.config, load_parameters(source.read, source.config), tokens)
+    ours = logits_of(source, tokens)
     theirs = transformers_logits(model, tokens)
     assert np.abs(theirs).max() > 1
     return np.abs(ours - theirs).max()

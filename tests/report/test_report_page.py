@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from json_lines import write_lines
 from run_material import Clock, killed_twice
 
 from dongwu_jax.errors import UserError
@@ -117,7 +118,7 @@ def test_it_loads_nothing(rich_run):
 def test_a_run_without_events(tmp_path):
     """Of an older version: neither events nor times; settings from its checkpoint."""
     lines = [{"step": step, "loss": 3.0, "step_seconds": 2.0} for step in range(1, 41)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(tmp_path / "metrics.jsonl", lines)
     step = tmp_path / "checkpoints" / "40"
     (step / "parameters").mkdir(parents=True)
     (step / "config").mkdir()

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from json_lines import read_lines
 from runs import run_config
 
 from dongwu_jax.report.goodput import find_intervals, totals
@@ -12,10 +13,6 @@ from dongwu_jax.report.run_folder import read_run_folder
 from dongwu_jax.training.records.profile import StepRange
 from dongwu_jax.training.records.run_log import RunLog, lost_work
 from dongwu_jax.training.trainer import Trainer
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def saved_step(line: str) -> int | None:

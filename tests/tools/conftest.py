@@ -1,14 +1,16 @@
 """A small corpus with its tokenizer, dataset and model, made once by the commands themselves; and
 stand-ins for what launchers call."""
 
-import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command_lines import exit_code, load_tool
+from command_lines import exit_code, failure, load_tool
+from json_lines import write_texts
 from launchers import FAKE_SCONTROL, FAKE_SRUN, FAKE_SSH
 
 from dongwu_jax.config import ModelConfig
@@ -17,6 +19,12 @@ from dongwu_jax.models.parameters import initial_parameters, named_parameters
 
 LICENCE = Path(__file__).resolve().parents[2] / "LICENSE"
 VOCAB_SIZE = 400
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The one message of a command that must fail."""
+    return partial(failure, capsys)
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +37,7 @@ def corpus(place: Path) -> Path:
     """JSON lines, one paragraph of the licence each."""
     path = place / "corpus.jsonl"
     paragraphs = LICENCE.read_text("ascii").split("\n\n")
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in paragraphs))
+    write_texts(path, paragraphs)
     return path
 
 

@@ -9,8 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from command_lines import exit_code, failure, load_tool
-from reference_models import random_llama, save, train_tiny_tokenizer
-from safetensors.numpy import load_file, save_file
+from reference_models import change_weights, random_llama, save, train_tiny_tokenizer
 
 from dongwu_jax.interop.safetensors_files import read_safetensors
 from dongwu_jax.interop.sources import open_source
@@ -131,9 +130,7 @@ def test_verify_rounds_to_the_coarser_dtype(source, tmp_path, capsys):
 def _changed(source: Path, folder: Path, change) -> Path:
     """A copy in another place with its first norm changed by `change`."""
     shutil.copytree(source, folder)
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    change_weights(folder, change)
     return folder
 
 

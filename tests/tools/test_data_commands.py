@@ -6,17 +6,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from command_lines import cut_short, exit_code, failure, load_tool
+from command_lines import cut_short, exit_code, load_tool
 
 preprocess = load_tool("preprocess_data").main
 merge = load_tool("merge_datasets").main
 train_tokenizer = load_tool("train_tokenizer").main
 gather_corpus = load_tool("gather_corpus").main
-
-
-@pytest.fixture
-def refused(capsys):
-    return partial(failure, capsys)
 
 
 @pytest.fixture

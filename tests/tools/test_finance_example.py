@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from command_lines import exit_code, failure, load_script
+from json_lines import write_texts
 
 from dongwu_jax.config import load_config
 
@@ -136,7 +137,7 @@ def test_conversations_hold_the_articles(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(EXAMPLE)
     source, output = tmp_path / "text.jsonl", tmp_path / "chat.jsonl"
     texts = [STATUTE, "标题\n正文。\n更多。", "一行"]
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    write_texts(source, texts)
     main = load_script(EXAMPLE / "conversations.py").main
     assert not exit_code(main, "--input", source, "--output", output)
     found = [json.loads(line)["messages"] for line in output.read_text().splitlines()]

@@ -8,17 +8,12 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from command_lines import cut_short, exit_code, failure, load_tool
+from command_lines import cut_short, exit_code, load_tool
 
 from dongwu_jax.generate import main as generate
 
 convert = load_tool("convert").main
 evaluate = load_tool("evaluate").main
-
-
-@pytest.fixture
-def refused(capsys):
-    return partial(failure, capsys)
 
 
 @pytest.fixture

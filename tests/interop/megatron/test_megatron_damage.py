@@ -6,7 +6,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from megatron_models import load_with_torch, random_weights, small_config, write_checkpoint
+from megatron_models import change_rank, random_weights, small_config, write_checkpoint
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.interop.megatron.export import MegatronLayout
@@ -29,10 +29,7 @@ def _file(checkpoint, rank):
 
 
 def _change(checkpoint, rank, change):
-    file = _file(checkpoint, rank)
-    contents = load_with_torch(file)
-    change(contents)
-    torch.save(contents, file)
+    change_rank(_file(checkpoint, rank), change)
 
 
 def _change_all(checkpoint, change):

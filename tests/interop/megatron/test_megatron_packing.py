@@ -5,7 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from megatron_models import load_with_torch, random_weights, small_config, write_checkpoint
+from megatron_models import (
+    change_rank,
+    load_with_torch,
+    random_weights,
+    small_config,
+    write_checkpoint,
+)
 
 from dongwu_jax.config import ModelConfig
 from dongwu_jax.interop.megatron.export import MegatronLayout
@@ -89,11 +95,9 @@ def test_layers_of_uneven_stages_are_counted():
 
 
 def _edit(folder, change):
-    """Rewrite every rank's file after `change(contents)`, by torch."""
+    """Change the file of every rank."""
     for file in sorted(folder.glob("*/mp_rank_*/model_optim_rng.pt")):
-        contents = load_with_torch(file)
-        change(contents)
-        torch.save(contents, file)
+        change_rank(file, change)
 
 
 @pytest.mark.parametrize("version", [None, 0, 1.0])
