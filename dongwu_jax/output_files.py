@@ -3,9 +3,9 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dongwu_jax.errors import UserError
 
@@ -28,20 +28,35 @@ def check_output_file(path: Path) -> None:
         raise UserError(f"{path}: cannot be written: no permission in {path.parent}")
 
 
-def write_output_file(path: Path, content: bytes) -> None:
-    """Write beside `path` and rename: `path` holds the old content or the new, whole.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write beside `path`, renamed at the end: `path` holds the old content or the new.
 
     Raises:
         UserError: it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # before the name: it must survive a power cut, too
         os.replace(temporary, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_output_file(path: Path, content: bytes) -> None:
+    """Write a file whole, as `replacing` does.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with replacing(path) as file:
+        file.write(content)
 
 
 def write_json_file(path: Path, record: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from dongwu_jax.command_line import run_command_line
 from dongwu_jax.config import RunConfig, load_config
 from dongwu_jax.data.corpora import open_corpus
 from dongwu_jax.errors import UserError
+from dongwu_jax.output_files import write_json_file
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MARKER = ".quickstart"  # tells a folder of an earlier tour from anything else
@@ -98,9 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     seconds = time.perf_counter() - started
     summary = _summary(tour, run_config, before, after, generated, seconds)
     target = tour.out / "summary.json"
-    temporary = target.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(temporary, target)
+    write_json_file(target, summary)
     _print_summary(summary, target)
     return 0
 

@@ -6,7 +6,6 @@ import pytest
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.input_files import read_json_object, read_small_file, read_text
-from dongwu_jax.output_files import check_output_file
 
 
 @pytest.mark.parametrize(
@@ -51,13 +50,6 @@ def test_text_must_be_utf_8(tmp_path: Path) -> None:
     path.write_bytes(b"ab\xff")
     with pytest.raises(UserError, match=r"a\.txt: is not UTF-8 at byte 2"):
         read_text(path)
-
-
-def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("")
-    for place in ("taken/report.json", "taken/deep/report.json"):
-        with pytest.raises(UserError, match="cannot be written: .*taken.* is no folder"):
-            check_output_file(tmp_path / place)
 
 
 def test_a_message_of_pages_is_cut_in_its_middle() -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from dongwu_jax.data.document_encoder import PreprocessSettings
 from dongwu_jax.data.indexed_dataset_writer import WriterPosition
 from dongwu_jax.errors import UserError
+from dongwu_jax.output_files import write_output_file
 from dongwu_jax.sealed_json import read_sealed_json, sealed
 
 _FORMAT = 2
@@ -55,15 +55,13 @@ def state_path(output_prefix: Path) -> Path:
 
 
 def save_state(path: Path, identity: dict[str, Any], state: PreprocessState) -> None:
-    """Replace the state file in one step."""
+    """Replace the state file in one step.
+
+    Raises:
+        UserError: it cannot be written, e.g. because the disk is full.
+    """
     content = {"format": _FORMAT, "identity": identity, "state": dataclasses.asdict(state)}
-    text = json.dumps(sealed(content))
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_output_file(path, json.dumps(sealed(content)).encode())
 
 
 def load_state(path: Path, identity: dict[str, Any]) -> PreprocessState | None:

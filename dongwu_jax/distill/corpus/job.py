@@ -1,7 +1,6 @@
 """From a synthesis to a corpus: judge samples in parallel, then find duplicates in order."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from dongwu_jax.distill.corpus.judging import (
 from dongwu_jax.distill.corpus.records import SynthesisInput
 from dongwu_jax.distill.corpus.report import Outcome
 from dongwu_jax.errors import UserError
-from dongwu_jax.output_files import check_output_file, write_json_file
+from dongwu_jax.output_files import check_output_file, replacing, write_json_file
 from dongwu_jax.progress_bars import ByteProgress
 
 _TEXT, _CONTROL, _REPORT = "text.jsonl", "control.jsonl", "report.json"
@@ -70,7 +69,7 @@ def build_corpus(job: Building) -> Outcome:
     seen = DuplicateIndex(criteria.near_duplicates)
     documents = _read_documents(job) if criteria.original_duplicates else None
     outcome = Outcome()
-    with _output(job.output / _TEXT) as text, _control_output(job) as control:
+    with replacing(job.output / _TEXT) as text, _control_output(job) as control:
         for judged in _judged(job, files):
             fault = judged.fault or _duplicate(judged, seen, documents)
             if fault:
@@ -191,24 +190,10 @@ def _workers(wanted: int, files: Sequence[Path]) -> int:
 
 
 @contextlib.contextmanager
-def _output(path: Path) -> Iterator[BinaryIO]:
-    """A file that has its name only when it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
 def _control_output(job: Building) -> Iterator[BinaryIO | None]:
     path = job.output / _CONTROL
     if job.criteria.control:
-        with _output(path) as file:
+        with replacing(path) as file:
             yield file
         return
     yield None

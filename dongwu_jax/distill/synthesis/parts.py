@@ -11,7 +11,7 @@ import orjson
 
 from dongwu_jax.data.jsonl import block_lines, read_blocks
 from dongwu_jax.errors import UserError
-from dongwu_jax.output_files import write_json_file
+from dongwu_jax.output_files import replacing, write_json_file
 from dongwu_jax.sealed_json import read_sealed_json, sealed
 
 _PLAN = "parts.json"
@@ -166,10 +166,10 @@ class PartFolder:
             UserError: the folder cannot be written, e.g. because the disk is full.
         """
         if rejected:
-            self._replace(self.rejected(number), rejected)
+            _write(self.rejected(number), rejected)
         else:
             self.rejected(number).unlink(missing_ok=True)  # of a run that was killed
-        self._replace(self.samples(number), samples)
+        _write(self.samples(number), samples)
         self._begun(number).unlink(missing_ok=True)
 
     def remove_leftovers(self, numbers: Collection[int]) -> None:
@@ -185,15 +185,8 @@ class PartFolder:
     def _begun(self, number: int) -> Path:
         return self.folder / f".part-{number:05}.begun"
 
-    def _replace(self, path: Path, records: Iterable[dict[str, Any]]) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("wb") as file:
-                for record in records:
-                    file.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
-                file.flush()
-                os.fsync(file.fileno())  # before the name: it must survive a power cut, too
-            os.replace(temporary, path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+def _write(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    with replacing(path) as file:
+        for record in records:
+            file.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
