@@ -18,6 +18,7 @@ from dongwu_jax.interop.tensors import (
     Tensor,
     common_dtype,
     halves_from_pairs,
+    joined_shape,
     mixed_dtype_notes,
     model_tensors,
 )
@@ -155,7 +156,7 @@ class MetaSource:
             )
         axis = split_axis(tensor, self._embedding_axis)
         expected = shard_shape(tensor, axis, len(self._ranks))
-        whole = expected if axis is None else _times(expected, axis, len(self._ranks))
+        whole = expected if axis is None else joined_shape(expected, axis, len(self._ranks))
         if shard.shape != expected or whole != tensor.torch_shape:
             raise UserError(
                 f"{file}: tensor {tensor.meta} has shape {shard.shape}, params.json and "
@@ -213,10 +214,6 @@ def shard_shape(tensor: Tensor, axis: int | None, ranks: int) -> tuple[int, ...]
     if axis is not None:
         shape[axis] //= ranks
     return tuple(shape)
-
-
-def _times(shape: tuple[int, ...], axis: int, factor: int) -> tuple[int, ...]:
-    return (*shape[:axis], shape[axis] * factor, *shape[axis + 1 :])
 
 
 def _our_rows(tensor: Tensor, values: np.ndarray, ranks: int) -> np.ndarray:

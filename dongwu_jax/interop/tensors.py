@@ -216,6 +216,11 @@ def pairs_from_halves(rows: np.ndarray, heads: int) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
+def joined_shape(shape: tuple[int, ...], axis: int, parts: int) -> tuple[int, ...]:
+    """What so many equal parts of this shape are together, joined along an axis."""
+    return (*shape[:axis], shape[axis] * parts, *shape[axis + 1 :])
+
+
 def model_tensors(config: ModelConfig) -> list[Tensor]:
     """Every tensor of a model, the embedding first and the head last."""
     sizes = {

@@ -1,14 +1,13 @@
 """Whether all processes of a run were given the same settings and packages."""
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 from jax._src import distributed  # JAX has no public way to its key-value store
 
 import dongwu_jax
 from dongwu_jax.config import RunConfig
+from dongwu_jax.config.dotted_names import by_dotted_name
 from dongwu_jax.errors import UserError
 
 _FOLDER = "dongwu_jax/settings/"
@@ -58,17 +57,9 @@ def check_same_settings(config: RunConfig, timeout_seconds: float) -> None:
 
 def described_settings(config: RunConfig) -> dict[str, str]:
     """Every setting of a run by dotted name, and the versions of what runs it, as texts."""
-    return _flattened(config.model_dump(mode="json"), prefix="") | {
+    settings = by_dotted_name(config.model_dump(mode="json"))
+    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in settings.items()}
+    return texts | {
         "version of jax": jax.__version__,
         "version of dongwu_jax": dongwu_jax.__version__,
     }
-
-
-def _flattened(settings: Mapping[str, Any], prefix: str) -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            flat |= _flattened(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = json.dumps(value, ensure_ascii=False)
-    return flat

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from dongwu_jax.config.dotted_names import by_dotted_name
 from dongwu_jax.report.sessions import Session
 
 
@@ -18,20 +19,9 @@ class Change:
     after: str
 
 
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted names; lists stay whole."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
     """Settings that differ, in the order of `after`; one that is not there is "absent"."""
-    was, is_now = flatten(before), flatten(after)
+    was, is_now = by_dotted_name(before), by_dotted_name(after)
     return [
         Change(name, _text(was, name), _text(is_now, name))
         for name in {**is_now, **was}

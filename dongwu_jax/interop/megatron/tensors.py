@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from dongwu_jax.config import ModelConfig
+from dongwu_jax.interop.tensors import joined_shape
 
 Naming = Literal["legacy", "mcore", "mcore_te", "megatron_llama"]
 NAMINGS: tuple[Naming, ...] = get_args(Naming)
@@ -235,7 +236,7 @@ class PackedTensor:
         stored: np.ndarray | None = None
         for rank, shard in enumerate(shards):
             if stored is None:
-                stored = np.empty(_times(shard.shape, self.split_axis, ranks), shard.dtype)
+                stored = np.empty(joined_shape(shard.shape, self.split_axis, ranks), shard.dtype)
             views = self._rank_views(stored, ranks, rank)
             for view, part in zip(
                 views, np.split(shard, len(views), axis=self.split_axis), strict=True
@@ -272,10 +273,6 @@ class PackedTensor:
         by_group = stored.reshape(groups, queries + 2, width, *rest)
         bounds = ((0, queries), (queries, queries + 1), (queries + 1, queries + 2))
         return [by_group[:, start:stop].reshape(-1, *rest) for start, stop in bounds]
-
-
-def _times(shape: tuple[int, ...], axis: int, factor: int) -> tuple[int, ...]:
-    return (*shape[:axis], shape[axis] * factor, *shape[axis + 1 :])
 
 
 def packed_tensors(
