@@ -5,7 +5,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 # train.jsonl and validation.jsonl of each; a document's own text decides which it goes to.
 python3 tools/gather_corpus.py --source "$TEXT" --output "$WORK/data/finance" --overwrite
 python3 tools/gather_corpus.py --source "$GENERAL" --output "$WORK/data/general" --overwrite
-if [[ ! -e "$ELSEWHERE" ]]; then cat README.md docs/*.md > "$ELSEWHERE"; fi
+cat "${ELSEWHERE:-README.md}" > "$WORK/data/elsewhere.txt"
+if [[ -z "$ELSEWHERE" ]]; then cat docs/*.md >> "$WORK/data/elsewhere.txt"; fi
 
 # For stage 04: documents that are longer than the model's window. Chapters become whole statutes again.
 python3 "$EXAMPLE/long_documents.py" --input "$WORK/data/finance/train.jsonl" "$WORK/data/general/train.jsonl" \

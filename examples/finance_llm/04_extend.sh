@@ -3,7 +3,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 before="$WORK/runs/continued/checkpoints" after="$WORK/runs/extended/checkpoints"
 
-python3 tools/evaluate.py perplexity --model "$before" --data "$ELSEWHERE" \
+python3 tools/evaluate.py perplexity --model "$before" --data "$WORK/data/elsewhere.txt" \
   "${WINDOWS[@]}" --json "$WORK/results/continued.windows.json"
 
 # A new rotary base (ntk), because every format can say it; Megatron has no word for yarn.
@@ -11,7 +11,7 @@ python3 -m dongwu_jax.train --config configs/extend_smollm2_32k.yaml model.rope_
   training.initial_weights="$before" data.tokenizer="$WORK/base" data.blend="$WORK/data/long_text_document" \
   checkpoint.directory="$after" "${EXTEND[@]}"
 
-python3 tools/evaluate.py perplexity --model "$after" --data "$ELSEWHERE" \
+python3 tools/evaluate.py perplexity --model "$after" --data "$WORK/data/elsewhere.txt" \
   "${WINDOWS[@]}" --json "$WORK/results/extended.windows.json"
 bash "$EXAMPLE/evaluate.sh" extended "$after"
 

@@ -11,7 +11,7 @@ elif has_vllm; then
     --input "$WORK/data/finance/train.jsonl" --output "$WORK/synthetic" "${SYNTHESIZE[@]}" "${ENGINE[@]}"
 else
   echo "Stage 06 is skipped: $VLLM_PYTHON has no vLLM; set VLLM_PYTHON, or SYNTHESIS to the URL of a server"
-  exit
+  exit "$LEFT_OUT"
 fi
 
 python3 tools/build_corpus.py --input "$WORK/synthetic" --output "$WORK/corpus" --overwrite \

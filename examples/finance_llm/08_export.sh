@@ -17,8 +17,10 @@ python3 tools/convert.py verify "$export/hf" "$export/megatron"
 
 for bits in int8 fp8; do
   python3 tools/convert.py --from "$tuned" --to "$export/$bits" --to-format hf --dtype bf16 --quantize "$bits" --overwrite
-  python3 tools/evaluate.py perplexity --model "$export/$bits" --data "$WORK/data/finance/validation.jsonl" \
-    "${EVALUATE[@]}" --dtype float32 --json "$WORK/results/$bits.finance.json"
 done
-
 python3 tools/convert.py --from "$WORK/runs/recovered/checkpoints" --to "$export/small" --to-format hf --dtype bf16 --overwrite
+
+for name in hf int8 fp8 small; do
+  python3 tools/evaluate.py perplexity --model "$export/$name" --data "$WORK/data/finance/validation.jsonl" \
+    "${EVALUATE[@]}" --dtype float32 --json "$WORK/results/$name.finance.json"
+done

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dongwu_jax.errors import UserError
+from dongwu_jax.training.records.run_records import read_json_lines
 
 Record = dict[str, Any]
 
@@ -25,18 +26,18 @@ class Results:
 
     def metrics(self, run: str | None) -> list[Record]:
         """The reported steps of a run."""
-        return _lines(self.work / "runs" / str(run) / "metrics.jsonl")
+        return list(read_json_lines(self.work / "runs" / str(run) / "metrics.jsonl"))
 
     def config(self, run: str) -> Record | None:
         """The settings with which a run was started last."""
-        events = _lines(self.work / "runs" / run / "events.jsonl")
-        starts = [event["config"] for event in events if event["event"] == "start"]
+        events = read_json_lines(self.work / "runs" / run / "events.jsonl")
+        starts = [event["config"] for event in events if event.get("event") == "start"]
         return starts[-1] if starts else None
 
     def seconds(self) -> dict[str, int]:
         """Seconds of each stage that is done."""
-        paths = sorted((self.work / "done").glob("[0-9][0-9]_*"))
-        return {path.name: int(path.read_text()) for path in paths}
+        texts = {path.name: path.read_text() for path in (self.work / "done").glob("[0-9][0-9]_*")}
+        return {name: int(text) for name, text in sorted(texts.items()) if text.strip().isdigit()}
 
     def export_bytes(self) -> dict[str, int]:
         """Sizes of the exported folders."""
@@ -46,18 +47,12 @@ class Results:
 
 def _read(path: Path) -> Record:
     try:
-        record: Record = json.loads(path.read_text("utf-8"))
+        record = json.loads(path.read_text("utf-8"))
     except ValueError:
-        raise UserError(f"{path}: is not JSON; delete it and run its stage again") from None
+        record = None
+    if not isinstance(record, dict) or not {"results", "fineval"} & set(record):
+        raise UserError(f"{path}: is no whole report; delete it and run its stage again")
     return record
-
-
-def _lines(path: Path) -> list[Record]:
-    return (
-        [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        if path.is_file()
-        else []
-    )
 
 
 def _size(folder: Path) -> int:

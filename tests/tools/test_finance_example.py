@@ -45,6 +45,7 @@ def recorded(tmp_path: Path) -> dict[str, str]:
     work = tmp_path / "work"
     for path in ("data/finance", "results", "runs/tuned"):
         (work / path).mkdir(parents=True)
+    (tmp_path / "fineval" / "dev").mkdir(parents=True)
     return {
         "PATH": f"{folder}:{os.environ['PATH']}",
         "COMMANDS": str(tmp_path / "commands"),
@@ -128,6 +129,57 @@ def test_a_failed_stage_is_tried_again_and_done_ones_are_not(recorded: dict[str,
     used = {words[0] for words in commands(recorded)}
     assert {"tools/prune.py", "tools/synthesize.py"} <= used
     assert not {"tools/preprocess_chat.py", "tools/gather_corpus.py"} & used
+
+
+def test_a_stage_that_lacks_something_is_left_out_and_tried_again(
+    recorded: dict[str, str],
+) -> None:
+    python = Path(recorded["PATH"].split(":")[0]) / "python3"
+    python.write_text(RECORDER + 'case "$*" in *find_spec*) exit 1 ;; esac\n')  # has no vLLM
+    without = run("run_all.sh", **recorded)
+    assert without.returncode == 0, without.stderr
+    done = Path(recorded["WORK"]) / "done"
+    assert {path.name[:2] for path in done.iterdir()} == {"01", "02", "03", "04", "05", "07", "08"}
+    python.write_text(RECORDER)
+    assert run("run_all.sh", **recorded).returncode == 0
+    assert len(list(done.iterdir())) == len(STAGES)
+
+
+def test_a_folder_belongs_to_what_it_was_begun_with(recorded: dict[str, str]) -> None:
+    assert run("run_all.sh", "01", "01", **recorded).returncode == 0
+    other = run("run_all.sh", SIZE="cpu", **recorded)
+    assert other.returncode == 1
+    assert "was begun with SIZE=gpu" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"SIZE": "big"}, "SIZE=big: must be gpu or cpu"),
+        ({"WORK": __file__}, f"WORK={__file__}: is a file"),
+        ({"ELSEWHERE": "/nowhere.txt"}, "ELSEWHERE=/nowhere.txt: there is no such file"),
+        ({"FINEVAL": "/nowhere"}, "FINEVAL=/nowhere: has no folder dev"),
+        ({"VLLM_PYTHON": "/nowhere"}, "VLLM_PYTHON=/nowhere: there is no such program"),
+    ],
+)
+def test_a_wrong_setting_is_one_error(
+    setting: dict[str, str], message: str, recorded: dict[str, str]
+) -> None:
+    found = run("run_all.sh", **(recorded | setting))
+    assert found.returncode == 1
+    assert found.stderr.count("\n") == 1
+    assert found.stderr.startswith(f"error: {message}")
+    assert not Path(recorded["COMMANDS"]).exists()
+
+
+@pytest.mark.parametrize("arguments", [["5"], ["09", "01"], ["01", "02", "03"], ["--work"]])
+def test_wrong_stages_are_one_error(arguments: list[str], recorded: dict[str, str]) -> None:
+    found = run("run_all.sh", *arguments, **recorded)
+    assert (found.returncode, found.stderr.count("\n")) == (1, 1)
+    assert not Path(recorded["COMMANDS"]).exists()
+    asked = run("run_all.sh", "--help", **recorded)
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert "run_all.sh 05 06" in asked.stdout
 
 
 STATUTE = "甲法 第一章 总则\n第一条 为了甲。\n第二款。\n第二条 为了乙。\n第三条之一 为了丙。"
