@@ -5,7 +5,6 @@ Example:
 """
 
 import argparse
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -137,7 +136,10 @@ def _windows(results: Results) -> str:
     }
     lengths = sorted({length for values in found.values() for length in values})
     rows = [
-        [f"{length:,}", *(f"{values.get(length, math.nan):,.2f}" for values in found.values())]
+        [
+            f"{length:,}",
+            *(f"{values[length]:,.2f}" if length in values else "" for values in found.values()),
+        ]
         for length in lengths
     ]
     return _markdown(["window, perplexity elsewhere", *found], rows)
