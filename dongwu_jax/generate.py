@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 
 from dongwu_jax.command_line import run_command_line
 from dongwu_jax.config import ModelConfig
-from dongwu_jax.data.beginning import beginning_ids
+from dongwu_jax.data.bos import beginning_ids
 from dongwu_jax.data.tokenizers import Tokenizer
 from dongwu_jax.errors import UserError
 from dongwu_jax.input_files import read_text

@@ -15,7 +15,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from dongwu_jax.data.beginning import beginning_ids
+from dongwu_jax.data.bos import beginning_ids
 from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.scoring import Scorer
 from dongwu_jax.generate import generate

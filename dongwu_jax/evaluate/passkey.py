@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from dongwu_jax.data.beginning import beginning_ids
+from dongwu_jax.data.bos import beginning_ids
 from dongwu_jax.errors import UserError
 from dongwu_jax.evaluate.scoring import Scorer
 from dongwu_jax.evaluate.texts import AnyTokenizer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dongwu_jax.data.beginning import beginning_ids
+from dongwu_jax.data.bos import beginning_ids
 from dongwu_jax.data.indexed_dataset import IndexedDataset
 from dongwu_jax.data.jsonl import parse_texts, read_lines
 from dongwu_jax.data.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer
