@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-import time
+import threading
 
 import pytest
 from runs import run_config
@@ -13,29 +13,48 @@ from dongwu_jax.config.faults import GuardsConfig
 from dongwu_jax.training.faults import watchdog
 from dongwu_jax.training.faults.watchdog import Watchdog
 
-SCRIPT = """
-import sys, time
+CLOCK = """
+import sys, threading
 from pathlib import Path
-from dongwu_jax.config.faults import GuardsConfig
+from types import SimpleNamespace
+from time import sleep
 from dongwu_jax.training.faults import watchdog
+now, looked, never = [0.0], threading.Semaphore(0), threading.Event()
+def monotonic():
+    if threading.current_thread().name == "watchdog":
+        looked.release()
+    return now[0]
+watchdog.time = SimpleNamespace(monotonic=monotonic, sleep=sleep)
 watchdog._SECONDS_FOR_OTHERS = 0.2
-watchdog._SECONDS_UNTIL_FAULTHANDLER = 0.5
+"""
+
+SCRIPT = """
+from dongwu_jax.config.faults import GuardsConfig
 guards = GuardsConfig(
-    hang_timeout_factor=2, hang_timeout_min_seconds=0.3, hang_timeout_pause_seconds=2
+    hang_timeout_factor=2, hang_timeout_min_seconds=0.3, hang_timeout_pause_seconds=0.6
 )
+def pass_by(seconds):
+    now[0] += seconds
+    while looked.acquire(blocking=False):
+        pass
+    with dog._changed:
+        dog._changed.notify()
+    looked.acquire()  # when it barks now, it lets nobody go on
 def hang():
     {hang}
 with watchdog.Watchdog(guards, Path(sys.argv[1]), 3) as dog:
-    for step in range({steps}):
+    for step in range(5):
+        now[0] += 0.01
         dog.step_finished(step)
-        time.sleep(0.01)
     {what}
 print("not stopped")
 """
+ENDLESS = "now[0] += 10; never.wait()"
 
 
-def outcome(folder, hang="time.sleep(30)", steps=5, what="hang()"):
-    script = SCRIPT.format(hang=hang, steps=steps, what=what)
+def outcome(folder, hang=ENDLESS, what="hang()"):
+    """How a process ends in which time passes when told to: no wait for it can be too short."""
+    script = CLOCK + SCRIPT.format(hang=hang, what=what)
     return subprocess.run(
         [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, timeout=60
     )
@@ -104,7 +123,8 @@ def test_a_hang_ends_the_process_with_its_stacks(tmp_path):
 
 
 def test_a_pause_has_its_own_limit(tmp_path):
-    harmless = "with dog.pause('saving'): time.sleep(0.45)"
+    assert outcome(tmp_path, what="pass_by(0.45)").returncode == exit_codes.HANG
+    harmless = "with dog.pause('saving'): pass_by(0.45)"
     assert outcome(tmp_path, what=harmless).returncode == 0
     ended = outcome(tmp_path, what="with dog.pause('saving'): hang()")
     assert ended.returncode == exit_codes.HANG
@@ -112,22 +132,20 @@ def test_a_pause_has_its_own_limit(tmp_path):
 
 
 LOADING = """
-import sys, time
 from dongwu_jax.train import main
 from dongwu_jax.training import run_inputs
-from dongwu_jax.training.faults import watchdog
-watchdog._SECONDS_FOR_OTHERS = 0.2
 def hanging_disk(*_, **__):
-    time.sleep(60)
+    now[0] += 10
+    never.wait()
 run_inputs.build_datasets = hanging_disk
-main(["--config", sys.argv[1], "guards.hang_timeout_pause_seconds=4"])
+main(["--config", sys.argv[1], "guards.hang_timeout_pause_seconds=1"])
 """
 
 
 def test_a_hang_while_the_data_is_opened_ends_the_process_too(tmp_path):
     (tmp_path / "run.yaml").write_text(dump_config(run_config(tmp_path)))
     ended = subprocess.run(
-        [sys.executable, "-c", LOADING, str(tmp_path / "run.yaml")],
+        [sys.executable, "-c", CLOCK + LOADING, str(tmp_path / "run.yaml")],
         capture_output=True,
         text=True,
         timeout=60,
@@ -139,15 +157,34 @@ def test_a_hang_while_the_data_is_opened_ends_the_process_too(tmp_path):
 
 
 def test_a_hang_that_holds_the_interpreter_ends_too(tmp_path):
-    started = time.monotonic()
-    ended = outcome(tmp_path, hang="sum(range(10**12))")  # one call in C
-    assert ended.returncode != 0
+    soon = "watchdog._SECONDS_UNTIL_FAULTHANDLER = 0.5; dog.step_finished(5)"
+    ended = outcome(tmp_path, hang=f"{soon}; sum(range(10**12))")  # one call in C
+    assert ended.returncode not in (0, exit_codes.HANG)
+    assert "Timeout (0:00:00.8" in ended.stderr  # the step's limit, and the 0.5 s
     assert "in hang" in ended.stderr
-    assert time.monotonic() - started < 30
 
 
-def test_the_end_of_a_run_ends_the_watch_and_0_turns_it_off(tmp_path):
+def watching():
+    return {thread for thread in threading.enumerate() if thread.name == "watchdog"}
+
+
+def test_the_end_of_a_run_ends_the_watch(clock, tmp_path):
     assert outcome(tmp_path, what="pass").returncode == 0
+    before = watching()
+    with Watchdog(GuardsConfig(), tmp_path, 0):
+        (thread,) = watching() - before
+    clock(1e6)
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+
+
+def test_0_turns_it_off(monkeypatch, tmp_path):
+    armed, before = [], watching()
+    monkeypatch.setattr(
+        watchdog.faulthandler, "dump_traceback_later", lambda *_, **__: armed.append(1)
+    )
     guards = GuardsConfig(hang_timeout_factor=0, hang_timeout_pause_seconds=0.1)
-    with Watchdog(guards, tmp_path, 0):
-        time.sleep(0.5)
+    with Watchdog(guards, tmp_path, 0) as dog:
+        dog.step_finished(1)
+        assert watching() <= before
+    assert not armed
