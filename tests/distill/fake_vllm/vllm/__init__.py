@@ -2,7 +2,8 @@
 
 FAKE_VLLM_STEP_SECONDS slows it down; FAKE_VLLM_LOG names a file to which each engine adds a line
 of JSON: its GPUs, and a process that it starts as vLLM starts its own. FAKE_VLLM_ANSWERS names
-one to which it adds a character for each answer.
+one to which it adds a character for each answer; where that has FAKE_VLLM_ENOUGH of them, engines
+take no further step and wait to be killed.
 """
 
 import hashlib
@@ -86,6 +87,7 @@ class _Engine:
     def step(self) -> list[SimpleNamespace]:
         """A token more for each of the requests that have a slot."""
         time.sleep(self._step_seconds)
+        _wait_when_enough()
         outputs = []
         for request_id in list(self._requests)[: self._slots]:
             running = self._requests[request_id]
@@ -123,6 +125,12 @@ class _Tokenizer:
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         assert not add_special_tokens
         return list(text.encode())
+
+
+def _wait_when_enough() -> None:
+    enough, answers = os.environ.get("FAKE_VLLM_ENOUGH"), os.environ.get("FAKE_VLLM_ANSWERS")
+    while enough and answers and Path(answers).stat().st_size >= int(enough):
+        time.sleep(1)
 
 
 def _text(prompt: str, params: SamplingParams) -> list[str]:
