@@ -26,6 +26,7 @@ class Norm(nn.Module):
         self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of [..., width], in any dtype."""
         return functional.rms_norm(x.float(), (x.shape[-1],), self.scale.float(), 1e-5).bfloat16()
 
 
@@ -42,6 +43,7 @@ class Block(nn.Module):
         self.down = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+        """Of hidden states, [rows, length, width], and the rotary tables."""
         rows, length, width = x.shape
 
         def heads(y: torch.Tensor) -> torch.Tensor:
@@ -85,6 +87,7 @@ class Model(nn.Module):
             layer.compile()
 
     def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The mean loss of a token; both are [rows, length] of int64."""
         x = self.embedding(tokens).bfloat16()
         for layer in self.layers:
             arguments = (x, self.cosine, self.sine)

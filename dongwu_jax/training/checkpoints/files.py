@@ -14,6 +14,7 @@ class FilesHandler(ocp.CheckpointHandler):
     """Copies files into the checkpoint, under their own names; readers open them where they lie."""
 
     def save(self, directory: epath.Path, args: "SaveFiles") -> None:
+        """Copy the files into `directory`; the first process does, for all."""
         if jax.process_index() == 0:
             for file in args.files:
                 (directory / file.name).write_bytes(file.read_bytes())

@@ -34,10 +34,12 @@ class MetricsFile:
         self._file = AppendedFile(path)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Append the line of a step; metrics are floats by name, NaN included."""
         line = json.dumps({"step": step, "time": round(time.time(), 3), **metrics}) + "\n"
         self._file.append(line.encode())
 
     def close(self) -> None:
+        """Write what waits for room on the disk, or say that it is lost."""
         self._file.close()
 
 

@@ -21,9 +21,19 @@ Metrics = dict[str, float]
 class Report(Protocol):
     """Something that takes the metrics of a step."""
 
-    def write(self, step: int, metrics: Metrics) -> None: ...
+    def write(self, step: int, metrics: Metrics) -> None:
+        """Report the metrics of a step, floats by name.
 
-    def close(self) -> None: ...
+        Raises:
+            OSError: they cannot be written.
+        """
+
+    def close(self) -> None:
+        """Write what is still to be written; no `write` follows.
+
+        Raises:
+            OSError: it cannot be written.
+        """
 
 
 def open_reports(config: RunConfig, start_step: int, resumed: bool) -> "Reports":
@@ -102,6 +112,7 @@ class ConsoleReport:
         self._progress.start()
 
     def write(self, step: int, metrics: Metrics) -> None:
+        """Show what a person watches of the metrics; a validation's stay on the screen."""
         line = "  ".join(_describe(metrics))
         if self._live and "validation_loss" not in metrics:
             self._progress.update(self._task, completed=step, description=line)
@@ -109,6 +120,7 @@ class ConsoleReport:
             self._console.print(f"step {step}/{self._total}  {line}")
 
     def close(self) -> None:
+        """Leave the progress bar as it stands."""
         self._progress.stop()
 
 
@@ -146,9 +158,11 @@ class WandbReport:
         )
 
     def write(self, step: int, metrics: Metrics) -> None:
+        """Log the metrics, floats by name, under their step."""
         self._run.log(metrics, step=step)
 
     def close(self) -> None:
+        """Send what is still to be sent, and end the run there."""
         self._run.finish()
 
 
@@ -177,6 +191,7 @@ class PrometheusReport:
             ) from None
 
     def write(self, step: int, metrics: Metrics) -> None:
+        """Set the gauge of each metric, floats by name; a name's first value makes its gauge."""
         self._set("step", step)
         self._set("report_time_seconds", time.time())
         for name, value in metrics.items():
@@ -191,6 +206,7 @@ class PrometheusReport:
         self._gauges[name].set(value)
 
     def close(self) -> None:
+        """Stop the server; its port is free when this returns."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -36,11 +36,13 @@ class TensorBoardReport:
         self._file = AppendedFile(path)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Append the event of a step; metrics are floats by name, each a scalar there."""
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
         self._file.append(_framed(event))
 
     def close(self) -> None:
+        """Write what waits for room on the disk, or say that it is lost."""
         self._file.close()
 
 
