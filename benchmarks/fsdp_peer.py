@@ -38,6 +38,11 @@ def make_split_model(shape: dict[str, int]) -> Model:
 
 def main() -> None:
     """One process of the group; the first prints."""
+    if "LOCAL_RANK" not in os.environ or len(sys.argv) != 3:
+        sys.exit(
+            "fsdp_peer.py is started by multigpu.py, under torchrun and as SHAPE STEPS; run "
+            "benchmarks/multigpu.py --help"
+        )
     torch.set_float32_matmul_precision("high")
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl")

@@ -181,10 +181,21 @@ def ceiling() -> dict[str, float]:
     return best
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Measure what the command line names, and print the figures as a line of JSON."""
     torch.set_float32_matmul_precision("high")
-    if sys.argv[1] == "ceiling":
-        print(json.dumps(ceiling()))
-    else:
-        shape = json.loads(sys.argv[1])
-        print(json.dumps(measure(make_model(shape), shape, int(sys.argv[2]))))
+    match sys.argv[1:]:
+        case ["ceiling"]:
+            print(json.dumps(ceiling()))
+        case [text, steps] if text.startswith("{") and steps.isdecimal():
+            shape = json.loads(text)
+            print(json.dumps(measure(make_model(shape), shape, int(steps))))
+        case _:
+            sys.exit(
+                "torch_peer.py is started by train_step.py, as SHAPE STEPS or ceiling; run "
+                "benchmarks/train_step.py --help"
+            )
+
+
+if __name__ == "__main__":
+    main()
