@@ -5,8 +5,8 @@ bits of a run that nobody touched. One JSON line a kill in FOLDER/kills.jsonl, a
 the same command goes on after it was stopped itself.
 
 Example:
-    python benchmarks/chaos.py /tmp/chaos --kills 50
-    python benchmarks/chaos.py /tmp/chaos2 --kills 10 --processes 2
+    python benchmarks/chaos.py runs/chaos --kills 50
+    python benchmarks/chaos.py runs/chaos2 --kills 10 --processes 2
 """
 
 import argparse
@@ -348,7 +348,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python benchmarks/chaos.py",
         description="Kill a small training run (on the CPU) at moments drawn by lot, start it "
         "again each time, and compare its end with an undisturbed run's.",
-        epilog="example: python benchmarks/chaos.py /tmp/chaos --kills 50",
+        epilog="example: python benchmarks/chaos.py runs/chaos --kills 50",
     )
     parser.add_argument("folder", type=Path, help="for the runs; a begun one is gone on with")
     parser.add_argument("--kills", type=positive_int, default=50, help="how many (50)")
