@@ -212,7 +212,7 @@ class RunConfig(Section):
             if device_count % others:
                 raise ValueError(
                     f"mesh: pipe x fsdp x context x tensor = {others} does not divide the "
-                    f"{device_count} devices that are here; lower one of them"
+                    f"{device_count} devices; lower one of them"
                 )
             sizes["data"] = device_count // others
         product = 1
@@ -221,7 +221,7 @@ class RunConfig(Section):
         if product != device_count:
             axes = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
             raise ValueError(
-                f"mesh: {axes} = {product} devices, but {device_count} are here; "
+                f"mesh: {axes} = {product} devices, not {device_count}; "
                 "change one axis, or leave data at -1 to take what is left"
             )
         return sizes

@@ -47,8 +47,8 @@ def test_data_axis_takes_what_is_left():
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"mesh": {"tensor": 3}}, "= 3 does not divide the 8 devices"),
-        ({"mesh": {"data": 2, "tensor": 2}}, "= 4 devices, but 8 are here"),
+        ({"mesh": {"tensor": 3}}, "= 3 does not divide the 8 devices;"),
+        ({"mesh": {"data": 2, "tensor": 2}}, "= 4 devices, not 8;"),
         ({"mesh": {"tensor": 8}, "model": {"num_kv_heads": 4}}, "num_kv_heads=4 is not divisible"),
         ({"mesh": {"tensor": 8}, "model": {"vocab_size": 99}}, "vocab_size\\)=99 is not divisible"),
         ({"training": {"global_batch_size": 12}}, "global_batch_size=12 is not a multiple of"),
