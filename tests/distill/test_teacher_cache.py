@@ -1,12 +1,12 @@
 """A teacher's cache: what it holds, that a run learns from it as from the teacher, and damage."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 from command_lines import exit_code, load_tool
 from reference_models import our_logits, random_llama, save
+from run_outcomes import metrics
 from runs import run_config
 
 from dongwu_jax.config import ModelConfig, dump_config
@@ -62,11 +62,6 @@ def test_it_holds_the_likeliest_tokens_and_the_rest(teacher, tmp_path):
         tail = np.log(1 - np.exp(top).sum(-1, keepdims=True))
         expected = np.concatenate([top, tail], axis=-1)
         np.testing.assert_allclose(found[LOG_PROBABILITIES], expected, rtol=2e-3, atol=2e-3)
-
-
-def metrics(folder):
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def test_all_tokens_in_a_cache_teach_what_the_teacher_does(teacher, tmp_path):

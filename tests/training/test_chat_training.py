@@ -1,12 +1,12 @@
 """Fine-tuning on packed conversations: the same as on each of them alone."""
 
-import json
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from run_outcomes import assert_same_state, metrics
 from runs import run_config
 
 from dongwu_jax.data.chat_samples import TOKENS, TRAINED
@@ -113,12 +113,11 @@ def test_a_conversation_never_sees_its_neighbours(tmp_path):
 
 def test_a_run_learns_and_resumes_bit_exactly(tmp_path):
     whole = Trainer(chat_run(tmp_path / "whole")).run()
-    lines = (tmp_path / "whole" / "run" / "metrics.jsonl").read_text().splitlines()
-    curve = [json.loads(line)["loss"] for line in lines]
+    curve = [line["loss"] for line in metrics(tmp_path / "whole")]
     assert curve[-1] < curve[0]
     Trainer(chat_run(tmp_path / "parts")).run(stop_after=5)
     parts = Trainer(chat_run(tmp_path / "parts")).run()
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(parts))
+    assert_same_state(whole, parts)
 
 
 def test_a_changed_mark_is_noticed(tmp_path):

@@ -1,12 +1,12 @@
 """Learning from a teacher: the loss against its definition, on meshes, and over a run."""
 
-import json
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from run_outcomes import metrics
 from runs import run_config
 
 from dongwu_jax.config import ModelConfig
@@ -48,11 +48,6 @@ def trainer_of(folder, mesh=None, **sections):
         update={"model": config.model.model_copy(update={"teacher_hidden_size": width})}
     )
     return Trainer(config, teacher=TeacherModel(TEACHER, place))
-
-
-def metrics(folder):
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def on_one_device(monkeypatch, folder, **sections):

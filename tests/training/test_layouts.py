@@ -1,12 +1,12 @@
 """The same run on other meshes: equal losses, equal gradients, checkpoints that move."""
 
-import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from command_lines import load_script
+from run_outcomes import metrics
 from runs import run_config
 
 from dongwu_jax.errors import UserError
@@ -51,9 +51,7 @@ def test_what_is_no_number_is_not_equal(place):
 
 def curve(folder):
     """Loss and gradient norm of every step."""
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    return np.array([(r["loss"], r["gradient_norm"]) for r in records if "loss" in r])
+    return np.array([(r["loss"], r["gradient_norm"]) for r in metrics(folder) if "loss" in r])
 
 
 @pytest.fixture(scope="module")

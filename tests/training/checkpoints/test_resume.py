@@ -1,6 +1,5 @@
 """Stops of every kind: the run goes on bit-exactly, or says why it will not."""
 
-import json
 import os
 import shutil
 import signal
@@ -8,10 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 from conversions import convert_to
+from run_outcomes import assert_same_state, metrics
 from runs import run_config
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -26,15 +24,10 @@ from dongwu_jax.training.trainer import Trainer
 
 
 def losses(folder: Path) -> list[float]:
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records = metrics(folder)
     steps = [record["step"] for record in records if "loss" in record]
     assert steps == list(range(1, len(steps) + 1))  # nothing twice, nothing missing
     return [record["loss"] for record in records if "loss" in record]
-
-
-def assert_same_state(one, other):
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(other))
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,14 @@
 """Full disks, folders that cannot be written, damaged files: the run goes on or says why not."""
 
-import json
 import logging
 import os
 import shutil
 from contextlib import contextmanager
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from run_outcomes import assert_same_state, events, metrics
 from runs import run_config
 from storage_limits import files_of_at_most
 
@@ -37,18 +36,8 @@ def names_in(checkpoints):
     return {path.name for path in checkpoints.iterdir()} - {LOCK_FILE}
 
 
-def assert_same_state(one, other):
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(other))
-
-
-def events(folder, kind):
-    lines = map(json.loads, (folder / "run" / "events.jsonl").read_text().splitlines())
-    return [event for event in lines if event["event"] == kind]
-
-
 def losses(folder):
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    return {line["step"]: line["loss"] for line in map(json.loads, lines)}
+    return {line["step"]: line["loss"] for line in metrics(folder)}
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
+from run_outcomes import assert_same_state, events, metrics
 from runs import run_config
 
 from dongwu_jax import exit_codes
@@ -77,18 +77,8 @@ def by_hand(folder, left_out):
     return state
 
 
-def assert_same_state(one, other):
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(other))
-
-
 def reported(folder):
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["step"] for line in lines]
-
-
-def events(folder, kind):
-    lines = map(json.loads, (folder / "run" / "events.jsonl").read_text().splitlines())
-    return [event for event in lines if event["event"] == kind]
+    return [line["step"] for line in metrics(folder)]
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,12 @@
 """Signals and time limits: the step in progress is finished, the state saved, the run goes on."""
 
 import itertools
-import json
 import os
 import signal
 import threading
 
-import jax
-import numpy as np
 import pytest
+from run_outcomes import assert_same_state, events, metrics
 from runs import run_config
 
 from dongwu_jax import exit_codes
@@ -54,20 +52,18 @@ def test_a_signal_saves_and_the_run_goes_on_bit_exactly(number, straight, tmp_pa
     assert 7 <= stopped < 20
     assert not endings
     assert signal.getsignal(number) == signal.SIG_IGN  # saved: nothing is to interrupt its end
-    events = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
-    stop = next(event for event in map(json.loads, events) if event["event"] == "stop")
+    stop = events(tmp_path, "stop")[0]
     assert (stop["reason"], stop["step"]) == (number.name, stopped)
 
     resumed = Trainer(run_config(tmp_path))
     assert resumed.checkpoints.latest_step == stopped
     state = resumed.run()
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(straight[0]))
+    assert_same_state(state, straight[0])
     assert loss_curve(tmp_path) == straight[1]
 
 
 def loss_curve(folder):
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    return [line["loss"] for line in metrics(folder)]
 
 
 def at_step(agreement, step, act):

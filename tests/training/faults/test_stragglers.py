@@ -4,6 +4,7 @@ import json
 import logging
 
 import pytest
+from run_outcomes import events
 
 from dongwu_jax.parallel.peers import Peers
 from dongwu_jax.parallel.switchboard import Switchboard
@@ -29,17 +30,12 @@ def group(tmp_path, monkeypatch):
     """Three processes that tell each other everything at once."""
     monkeypatch.setattr(stragglers, "_SECONDS_BETWEEN_NOTICES", 0.0)
     monkeypatch.setattr(stragglers, "_SECONDS_BETWEEN_RECORDS", 0.0)
-    log = RunLog(tmp_path / "events.jsonl")
+    log = RunLog(tmp_path / "run" / "events.jsonl")
     first = Switchboard(0, {})
     boards = [first, *(Switchboard(rank, {0: LineTo(first, rank)}) for rank in (1, 2))]
     return [
         Stragglers(Peers(rank, HOSTS, board), log, share=0.2) for rank, board in enumerate(boards)
     ]
-
-
-def events(folder, kind):
-    lines = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
-    return [event for event in lines if event["event"] == kind]
 
 
 def test_a_process_that_delays_steps_is_named(group, tmp_path, caplog):
@@ -65,7 +61,7 @@ def test_times_add_up_until_they_are_told(group, tmp_path, monkeypatch):
     monkeypatch.setattr(stragglers, "_SECONDS_BETWEEN_NOTICES", 1e9)
     for each in group:
         each.step_times(1, steps=1, own_seconds=1.0, seconds=2.0)
-    assert not (tmp_path / "events.jsonl").exists()
+    assert not (tmp_path / "run" / "events.jsonl").exists()
     monkeypatch.setattr(stragglers, "_SECONDS_BETWEEN_NOTICES", 0.0)
     for each in group:
         each.step_times(2, steps=3, own_seconds=7.0, seconds=9.0)
@@ -74,6 +70,6 @@ def test_times_add_up_until_they_are_told(group, tmp_path, monkeypatch):
 
 
 def test_a_process_alone_keeps_nobody_waiting(tmp_path):
-    alone = Stragglers(Peers(), RunLog(tmp_path / "events.jsonl"), share=0.2)
+    alone = Stragglers(Peers(), RunLog(tmp_path / "run" / "events.jsonl"), share=0.2)
     alone.step_times(1, steps=1, own_seconds=1.0, seconds=1.0)
-    assert not (tmp_path / "events.jsonl").exists()
+    assert not (tmp_path / "run" / "events.jsonl").exists()

@@ -6,6 +6,7 @@ import re
 import socket
 
 import pytest
+from json_lines import read_lines
 from runs import run_config
 from storage_limits import files_of_at_most
 from tensorboardX import RecordWriter
@@ -18,10 +19,6 @@ from dongwu_jax.training.records.metrics_file import MetricsFile
 from dongwu_jax.training.records.run_log import RunLog, lost_work
 from dongwu_jax.training.records.tensorboard_report import TensorBoardReport
 from dongwu_jax.training.trainer import Trainer
-
-
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_what_finds_no_room_waits_and_comes_in_order(tmp_path, caplog):
@@ -68,7 +65,7 @@ def test_events_wait_for_room(tmp_path):
     with files_of_at_most(10):
         log.event("checkpoint_failed", newest=3)
     log.event("stop", step=4)
-    assert [line["event"] for line in lines_of(tmp_path / "events.jsonl")] == [
+    assert [line["event"] for line in read_lines(tmp_path / "events.jsonl")] == [
         "checkpoint_failed",
         "stop",
     ]
@@ -123,7 +120,7 @@ def test_a_run_whose_logs_find_no_room_goes_on_and_loses_nothing(tmp_path, caplo
     for name in (r"metrics\.jsonl", r"tfevents\S+"):
         assert len(re.findall(name + r": cannot be written: \[Errno 27\]", caplog.text)) == 1
     run = tmp_path / "run"
-    assert [line["step"] for line in lines_of(run / "metrics.jsonl")] == list(range(1, 21))
+    assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == list(range(1, 21))
     (path,) = (run / "tensorboard").glob("events.out.tfevents.*")
     assert [event.step for event in tensorboard_events(path)][2:] == list(range(1, 21))
 
@@ -143,12 +140,12 @@ def test_damaged_metrics_do_not_stop_a_resume(tmp_path, caplog):
     lines = damaged(path)
     before = path.read_bytes()
     MetricsFile(path, start_step=4, resumed=True).write(5, {"loss": float("nan")})
-    first, last, new = lines_of(path)
+    first, last, new = read_lines(path)
     assert [first, last, new["step"]] == [lines[0], lines[3], 5]
     assert "no metrics: 2; they are left out" in caplog.text
     assert (tmp_path / "metrics.1.jsonl").read_bytes() == before
     MetricsFile(path, start_step=5, resumed=True).close()  # a loss that is none is no damage
-    assert [line["step"] for line in lines_of(path)] == [1, 4, 5]
+    assert [line["step"] for line in read_lines(path)] == [1, 4, 5]
     assert not (tmp_path / "metrics.2.jsonl").exists()
 
 
@@ -174,6 +171,6 @@ def test_a_start_that_cannot_report_has_an_end(tmp_path):
         trainer = Trainer(run_config(tmp_path, logging={"prometheus_port": port}))
         with pytest.raises(UserError, match="cannot listen"):
             trainer.run()
-    start, end = lines_of(tmp_path / "run" / "events.jsonl")
+    start, end = read_lines(tmp_path / "run" / "events.jsonl")
     assert (start["event"], end["event"], end["reason"]) == ("start", "end", "failed")
     assert "cannot listen" in end["message"]
