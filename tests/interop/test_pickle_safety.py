@@ -277,6 +277,43 @@ def test_classes_of_real_checkpoints_are_known(tmp_path: Path, name: str) -> Non
     assert read_torch_file(torch_file(tmp_path / "inert.pt", data)).name == name
 
 
+ENCODING = ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING")
+
+
+def member(owner: tuple[str, str], name: str) -> bytes:
+    """getattr(owner, name), as Python 3.11.2 pickles a member of an enum."""
+    function, kind = (b"".join(map(text_of, names)) + b"\x93" for names in (GETATTR, owner))
+    return b"\x80\x04" + function + kind + text_of(name) + b"\x86R."
+
+
+GETATTR = ("builtins", "getattr")
+
+
+@pytest.mark.parametrize("owner", [ENCODING, ("megatron.core.enums", "ModelType")])
+def test_a_member_of_an_enum_is_known_by_name(tmp_path: Path, owner: tuple[str, str]) -> None:
+    found = read_torch_file(torch_file(tmp_path / "member.pt", member(owner, "preserve_format")))
+    assert (found.name, found.arguments) == (".".join(owner), ("preserve_format",))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (ENCODING, "__reduce__"),
+        (ENCODING, "_value2member_map_"),
+        (ENCODING, "a.b"),
+        (("builtins", "dict"), "fromkeys"),
+        (("torch", "Tensor"), "numpy"),
+        (GETATTR, "name"),
+    ],
+)
+def test_nothing_else_is_got_from_anything(
+    tmp_path: Path, owner: tuple[str, str], name: str
+) -> None:
+    file = torch_file(tmp_path / "attack.pt", member(owner, name))
+    with pytest.raises(UserError, match=r"builtins\.getattr.*refused, nothing was executed"):
+        read_torch_file(file)
+
+
 def nested(levels: int, opening: bytes, closing: bytes) -> bytes:
     return b"\x80\x02" + opening * levels + b"N" + closing * levels
 

@@ -26,6 +26,10 @@ class Placeholder:
         return f"Placeholder({self.name!r})"
 
 
+# Python 3.11.2 (Debian 12) and near ones pickle a member of an enum as getattr(class, name), others
+# as class(value).
+MEMBER_OF_CLASS = "builtins.getattr"
+
 _DTYPES = (
     "float32 float float64 double float16 half bfloat16 complex32 complex64 complex128 chalf "
     "cfloat cdouble uint8 uint16 uint32 uint64 int8 int16 short int32 int int64 long bool "
@@ -58,6 +62,7 @@ _KNOWN = frozenset(
         "_codecs.encode",
         "_io.BytesIO",
         "argparse.Namespace",
+        MEMBER_OF_CLASS,
         "collections.OrderedDict",
         "collections.defaultdict",
         "io.BytesIO",
@@ -87,6 +92,12 @@ def find_global(module: str, name: str) -> Placeholder | None:
     if full in _KNOWN or _STORAGE.fullmatch(full) or _is_class_of_known_package(module, name):
         return Placeholder(full)
     return None
+
+
+def may_have_members(full_name: str) -> bool:
+    """Whether a global may be an enum: a class of a known package, or of the standard library."""
+    module, _, name = full_name.rpartition(".")
+    return full_name == "signal.Signals" or _is_class_of_known_package(module, name)
 
 
 def _is_class_of_known_package(module: str, name: str) -> bool:

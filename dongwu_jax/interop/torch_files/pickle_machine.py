@@ -11,7 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from dongwu_jax.errors import UserError
-from dongwu_jax.interop.torch_files.globals import Placeholder, find_global, modern_name
+from dongwu_jax.interop.torch_files.globals import (
+    MEMBER_OF_CLASS,
+    Placeholder,
+    find_global,
+    may_have_members,
+    modern_name,
+)
 from dongwu_jax.interop.torch_files.rebuild import REBUILD
 from dongwu_jax.interop.torch_files.soundness import (
     Allowance,
@@ -178,12 +184,15 @@ class PickleMachine:
         module, name = modern_name(module, name)
         found = find_global(module, name)
         if found is None:
-            raise UserError(
-                f"{self._origin}: asks for the global {f'{module}.{name}'[:200]!r}, which no "
-                "checkpoint needs; refused, nothing was executed. Use this file only if you trust "
-                "where it comes from, and save it again without that object"
-            )
+            raise self._refusal(f"{module}.{name}")
         return found
+
+    def _refusal(self, name: str) -> UserError:
+        return UserError(
+            f"{self._origin}: asks for the global {name[:200]!r}, which no "
+            "checkpoint needs; refused, nothing was executed. Use this file only if you trust "
+            "where it comes from, and save it again without that object"
+        )
 
     def _reduce(self, argument: object) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
@@ -223,11 +232,20 @@ class PickleMachine:
     def _call(self, function: object, arguments: object) -> Any:
         if not isinstance(function, Placeholder) or not isinstance(arguments, tuple):
             raise DamagedPickleError(f"it calls a {type(function).__name__}")
+        if function.name == MEMBER_OF_CLASS:
+            return self._member(*arguments)
         rebuild = REBUILD.get(function.name)
         if rebuild is None:
             return Placeholder(function.name, arguments)
         self._allowance.spend(arguments, *arguments)
         return rebuild(*arguments)
+
+    def _member(self, owner: object = None, name: object = None, *others: object) -> Placeholder:
+        """A member of an enum by its name; nothing else may be got from anything."""
+        named = isinstance(name, str) and name.isidentifier() and not name.startswith("_")
+        if isinstance(owner, Placeholder) and may_have_members(owner.name) and named and not others:
+            return Placeholder(owner.name, (name,))
+        raise self._refusal(MEMBER_OF_CLASS)
 
 
 _INSTRUCTIONS: dict[str, Callable[[PickleMachine, Any], None]] = {
