@@ -9,6 +9,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import safetensors.numpy
+from gguf_writing import llama_writer
 from seed_material import CHAT_TEMPLATE, MODEL, VOCAB, dump
 
 from dongwu_jax.config import ModelConfig
@@ -121,15 +122,7 @@ def _gguf(
     folder: Path, config: ModelConfig, weights: dict[str, np.ndarray], tokenizer: Path
 ) -> None:
     folder.mkdir()
-    writer = gguf.GGUFWriter(folder / "model.gguf", "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
+    writer = llama_writer(folder / "model.gguf", config)
     writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
     writer.add_rope_scaling_factor(2.0)
     described = json.loads((tokenizer / "tokenizer.json").read_bytes())["model"]

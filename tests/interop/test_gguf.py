@@ -1,9 +1,9 @@
 """GGUF files against transformers' import, and small files of our own making."""
 
-import gguf
 import numpy as np
 import pytest
 import transformers
+from gguf_writing import llama_writer
 from reference_models import random_llama, save, smollm2_file
 
 from dongwu_jax.data.tokenizers import load_tokenizer
@@ -37,15 +37,7 @@ def _pairs_from_halves(weights, heads):
 
 def _write(path, source, fields=(), without=()):
     config = source.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
+    writer = llama_writer(path, config)
     add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}
     for name, value in fields:
         add[type(value)](name, value)
