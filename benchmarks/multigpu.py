@@ -42,13 +42,14 @@ def main(command_line: list[str] | None = None) -> int:
     count, kind = (_REHEARSED_GPUS, "virtual CPU device") if options.rehearse else gpus_here()
     print(json.dumps({"gpus": count, "gpu": kind}), flush=True)
     if options.what == "speed":
-        _speed(options, count)
+        _speed(options, count, kind)
         return 0
     if options.what == "numerics":
         return _child(options, count, "multigpu_numerics.py")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         if options.what == "checkpoint":
-            return _child(options, count, "multigpu_checkpoint.py", folder)
+            layers = ["--layers", str(options.layers)] if options.layers else []
+            return _child(options, count, "multigpu_checkpoint.py", folder, *layers)
         processes, steps = _REHEARSED_RECOVERY if options.rehearse else (count, _RECOVERY_STEPS)
         found = kill_and_recover(Path(folder), processes, _environment(options, 1), steps)
     print(json.dumps(found), flush=True)
@@ -89,12 +90,18 @@ def _parse(command_line: list[str] | None) -> argparse.Namespace:
         metavar="OPTION=VALUE",
         help="an option of XLA's for our steps; repeatable",
     )
+    parser.add_argument(
+        "--layers",
+        type=positive_int,
+        metavar="N",
+        help="of the model of checkpoint (as many as cards of 80 GB hold)",
+    )
     parser.add_argument("--folder", type=Path, help="where to write (a temporary folder)")
     parser.add_argument("--rehearse", action="store_true", help="on virtual CPU devices")
     return parser.parse_args(command_line)
 
 
-def _speed(options: argparse.Namespace, count: int) -> None:
+def _speed(options: argparse.Namespace, count: int, kind: str) -> None:
     known = cases(count)
     for name in options.only or known:
         if name not in known:
@@ -102,7 +109,7 @@ def _speed(options: argparse.Namespace, count: int) -> None:
         case, gpus = known[name], 1 if known[name].one_gpu else count
         config = case.config(count, options.rehearse)
         environment = _environment(options, gpus)
-        found = compare(config, gpus, options.steps, environment, options.xla)
+        found = compare(config, kind, gpus, options.steps, environment, options.xla)
         line = {"case": name, "gpus": gpus, "layers": config.model.num_layers} | found
         if "tflops" in found:
             line["mfu"] = round(found["tflops"] / _PEAK_TFLOPS, 3)

@@ -1,10 +1,11 @@
 """Writing and reading the state of a model that lies on all GPUs.
 
-    python benchmarks/multigpu_checkpoint.py GPUS FOLDER [--rehearse]      (multigpu.py calls it)
+    python benchmarks/multigpu_checkpoint.py GPUS FOLDER [--layers N] [--rehearse]
+                                                                       (multigpu.py calls it)
 
-13B, as many layers as `multigpu_cases.py` puts on so many GPUs. Prints a JSON line when all is
-written (gigabytes, how long training stands still, until all is written, until it has checksums),
-and another when a second process has read it back.
+13B, as many layers as `multigpu_cases.py` puts on so many GPUs of 80 GB, or N. Prints a JSON line
+when all is written (gigabytes, how long training stands still, until all is written, until it has
+checksums), and another when a second process has read it back.
 """
 
 import argparse
@@ -13,15 +14,19 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from multigpu_cases import cases
 
+from dongwu_jax.command_line import positive_int
 from dongwu_jax.config import RunConfig, overlay, parse_config
 from dongwu_jax.models.parameters import parameter_count
 from dongwu_jax.parallel.layout import make_sharding
+from dongwu_jax.training.checkpoints.folders import is_step
 from dongwu_jax.training.checkpoints.host_memory import (
     allow_most_host_memory,
     make_host_memory_ready,
@@ -37,13 +42,15 @@ def main() -> int:
     )
     parser.add_argument("gpus", type=int)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=positive_int, metavar="N", help="of the model")
     parser.add_argument("--rehearse", action="store_true", help="a tiny model")
     parser.add_argument("--only", choices=("write", "read"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only is None:
         return _both()
     allow_most_host_memory(os.environ)
-    config = cases(options.gpus)["13b_fsdp"].config(options.gpus, options.rehearse)
+    case = replace(cases(options.gpus)["13b_fsdp"], layers=options.layers)
+    config = case.config(options.gpus, options.rehearse)
     place = {"checkpoint": {"directory": str(options.folder / "checkpoints")}}
     config = parse_config(overlay(config.model_dump(mode="json"), place), "checkpoint")
     print(json.dumps(_read(config) if options.only == "read" else _write(config)))
@@ -60,7 +67,7 @@ def _both() -> int:
             return 1
         figures |= json.loads(child.stdout.splitlines()[-1])
         if part == "read":
-            figures["equal"] = figures.pop("sum_written") == figures.pop("sum_read")
+            figures["equal"] = figures["sum_written"] == figures["sum_read"]
         print(json.dumps(figures), flush=True)
     return 0
 
@@ -70,11 +77,11 @@ def _write(config: RunConfig) -> dict[str, Any]:
     jax.block_until_ready(state)
     make_host_memory_ready(state).join()
     checkpoints = Checkpoints(config.checkpoint)
-    now = TrainState(jax.numpy.int32(1), state.parameters, state.optimizer_state)
+    now = TrainState(jnp.int32(1), state.parameters, state.optimizer_state)
     started = time.perf_counter()
     checkpoints.save(now, config, {}, ())
     stalled = time.perf_counter() - started
-    while checkpoints.latest_step is None:
+    while not is_step(checkpoints.directory / "1"):
         time.sleep(0.05)
     written = time.perf_counter() - started
     checkpoints.wait()
@@ -84,7 +91,7 @@ def _write(config: RunConfig) -> dict[str, Any]:
         "stalled_seconds": round(stalled, 2),
         "written_seconds": round(written, 2),
         "with_checksums_seconds": round(time.perf_counter() - started, 2),
-        "sum_written": _checksum(state),
+        "sum_written": _checksum(now),
     }
     checkpoints.close()
     return figures
@@ -101,14 +108,23 @@ def _read(config: RunConfig) -> dict[str, Any]:
     return {"read_seconds": round(seconds, 2), "sum_read": _checksum(state)}
 
 
-def _checksum(state: TrainState) -> float:
-    """The same for the same weights in the same layout."""
+def _checksum(state: TrainState) -> int:
+    """Of every bit and its place, the same in whatever order it is added up."""
 
     @jax.jit  # one program: many at once can starve one another on virtual devices
     def total(leaves: list[jax.Array]) -> jax.Array:
-        return sum((jax.numpy.sum(jax.numpy.abs(leaf)) for leaf in leaves), jax.numpy.float32(0))
+        return sum(map(_weighted_bits, leaves), jnp.uint32(0))
 
-    return float(total(jax.tree.leaves(state.parameters)))
+    return int(total(jax.tree.leaves(state)))
+
+
+def _weighted_bits(leaf: jax.Array) -> jax.Array:
+    """Words of four bytes, each times an odd number that its place gives it, modulo 2^32."""
+    weights = jnp.uint32(1)
+    for axis in range(leaf.ndim):
+        place = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        weights = (weights + 2 * place) * jnp.uint32(2 * axis + 0x9E3779B1)
+    return jnp.sum(jax.lax.bitcast_convert_type(leaf, jnp.uint32) * weights, dtype=jnp.uint32)
 
 
 if __name__ == "__main__":
