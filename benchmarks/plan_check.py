@@ -64,7 +64,7 @@ def main(command_line: list[str] | None = None) -> int:
     for name in options.only or _layouts(count):
         config = layout_config(name, count, options.layers)
         case = {"layout": name, "gpus": count, "gpu": kind, "layers": options.layers}
-        print(json.dumps(case | compare(config, count, options.steps)), flush=True)
+        print(json.dumps(case | compare(config, kind, count, options.steps)), flush=True)
     return 0
 
 
@@ -103,14 +103,16 @@ def gpus_here() -> tuple[int, str]:
 
 def compare(
     config: RunConfig,
+    kind: str,
     count: int,
     steps: int,
     environment: Mapping[str, str] | None = None,
     xla_options: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A run's step planned for H100s, and measured in a process of its own.
+    """A run's step planned, and measured in a process of its own.
 
     Args:
+        kind: of the GPUs, as nvidia-smi names them; what no plan knows is planned as an H100.
         count: GPUs of the run, the first of this machine.
         environment: of that process beyond this one's; JAX_PLATFORMS=cpu for a rehearsal on virtual
             devices, whose plan is that of the CPU backend.
@@ -119,9 +121,10 @@ def compare(
     gpus = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(count)))}
     environment = os.environ | gpus | (environment or {})
     os.environ["JAX_PLATFORMS"] = "cpu"  # while planning: the GPUs are the child's
-    from dongwu_jax.plan.cluster import find_gpu
+    from dongwu_jax.plan.cluster import GPUS
     from dongwu_jax.plan.planning import compile_plan, sketch_plan
 
+    gpu = {known.device_kind: known for known in GPUS.values()}.get(kind, GPUS["h100"])
     backend: Backend = "cpu" if environment["JAX_PLATFORMS"] == "cpu" else "cuda"
     run = [sys.executable, __file__, "--measure", config.model_dump_json(), "--steps", str(steps)]
     run += [word for option in xla_options for word in ("--xla", option)]
@@ -129,9 +132,10 @@ def compare(
         running = beside.submit(
             subprocess.run, run, env=environment, capture_output=True, text=True
         )
-        plan = compile_plan(sketch_plan(config, find_gpu("h100"), count), backend)
+        plan = compile_plan(sketch_plan(config, gpu, count), backend)
         child = running.result()
-    planned = {
+    planned: dict[str, Any] = {
+        "planned_for": gpu.key,
         "planned_gib": round(plan.peak_bytes / 2**30, 2),
         "closed_form_gib": round(plan.estimate.total / 2**30, 2),
         "planned_seconds": round(plan.step_time.total, 3),

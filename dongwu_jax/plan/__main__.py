@@ -150,7 +150,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--config", required=True, help="YAML file of the run")
     parser.add_argument("--devices", required=True, type=positive_int, help="number of GPUs")
-    parser.add_argument("--gpu", default="h100", help="h100 or a100, both of 80 GB (default h100)")
+    parser.add_argument(
+        "--gpu",
+        default="h100",
+        help="h100 or a100, both of 80 GB, or h200, of 141 GB (default h100)",
+    )
     parser.add_argument(
         "--backend",
         choices=("auto", "cuda", "cpu"),
@@ -163,7 +167,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         type=positive_int,
         metavar="GBIT",
         help="gigabits/s of network for each GPU, where a cluster differs from the usual 400 "
-        "(h100) and 200 (a100)",
+        "(h100, h200) and 200 (a100)",
     )
     parser.add_argument(
         "--search",

@@ -20,11 +20,12 @@ class Gpu:
     The rates of compute are what training steps reach with bfloat16, not the datasheet's. H100:
     fitted to layers of 13B on one card, 600 TFLOP/s by Megatron's V2 count (which has causal
     attention twice) at 4,096 tokens a sequence and 589 at 32,768 with all blocks recomputed, and to
-    eight layouts of two cards (benchmarks/plan_check.py). A100: that with which the plan of 31B
-    (tensor 8, pipe 2) and 65B (tensor 8, pipe 4) on 32 cards comes to what Megatron reached there,
-    0.59 and 0.27 billion tokens a day on 8 cards, in another run than the shipped ones: all micro
-    batches of a step in the pipeline, nothing recomputed. Attention has the same share of the peak
-    as on H100.
+    eight layouts of two cards (benchmarks/plan_check.py). H200: fitted to layers of 13B and 7B on
+    one card, 618 and 617 TFLOP/s at 4,096 tokens, and of 13B at 32,768, 650 with all but attention
+    recomputed. A100: that with which the plan of 31B (tensor 8, pipe 2) and 65B (tensor 8, pipe 4)
+    on 32 cards comes to what Megatron reached there, 0.59 and 0.27 billion tokens a day on 8 cards,
+    in another run than the shipped ones: all micro batches of a step in the pipeline, nothing
+    recomputed. Attention has the same share of the peak as on H100.
     """
 
     key: str  # as the command line names it
@@ -35,6 +36,7 @@ class Gpu:
     matmul_flops: float  # linear layers and head, element-wise work included
     attention_flops: float  # attention kernels, causal attention counted once
     memory_bandwidth: float  # bytes/s
+    l2_cache_bytes: int
     link_bandwidth: float  # bytes/s a GPU sends to the others of its host, nominal
     network_bandwidth: float  # bytes/s a GPU sends to other hosts, nominal
     compute_capability: tuple[int, int]
@@ -49,7 +51,23 @@ GPUS = {
         peak_flops=989.4e12,
         matmul_flops=595e12,
         attention_flops=553e12,
-        memory_bandwidth=3.35e12,
+        memory_bandwidth=3.35232e12,
+        l2_cache_bytes=50 << 20,
+        link_bandwidth=450e9,
+        network_bandwidth=50e9,
+        compute_capability=(9, 0),
+    ),
+    "h200": Gpu(
+        key="h200",
+        name="H200 141 GB",
+        device_kind="NVIDIA H200",
+        # nvidia-smi's 143,771 MiB less what the driver keeps of an H100, 564 MiB.
+        memory_bytes=150_163_419_136,
+        peak_flops=989.4e12,
+        matmul_flops=618e12,
+        attention_flops=483e12,
+        memory_bandwidth=4.8e12,
+        l2_cache_bytes=60 << 20,
         link_bandwidth=450e9,
         network_bandwidth=50e9,
         compute_capability=(9, 0),
@@ -62,7 +80,8 @@ GPUS = {
         peak_flops=312e12,
         matmul_flops=185e12,
         attention_flops=174e12,
-        memory_bandwidth=2.04e12,
+        memory_bandwidth=2.039e12,
+        l2_cache_bytes=40 << 20,
         link_bandwidth=300e9,
         network_bandwidth=25e9,
         compute_capability=(8, 0),
@@ -77,7 +96,7 @@ def find_gpu(name: str) -> Gpu:
         UserError: there are none.
     """
     if name.lower() not in GPUS:
-        raise UserError(f"--gpu {name}: unknown GPU; choose {' or '.join(GPUS)}")
+        raise UserError(f"--gpu {name}: unknown GPU; choose {', '.join(GPUS)}")
     return GPUS[name.lower()]
 
 

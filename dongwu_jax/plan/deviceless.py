@@ -5,12 +5,12 @@ Without the plugin, virtual CPU devices stand in: the same collectives, rough me
 
 import importlib.util
 import os
-import types
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from dongwu_jax.errors import UserError
 from dongwu_jax.plan.cluster import GPUS_PER_HOST, Gpu
+from dongwu_jax.plan.memory import POOL_SHARE
 
 Backend = Literal["cuda", "cpu"]
 
@@ -23,21 +23,18 @@ _CUDA_FLAGS = (
 # The CPU compiler would join weights once for all micro batches and for both passes, and keep them.
 # The GPU's does not; without these passes both make the same collectives.
 _CPU_FLAGS = ("--xla_disable_hlo_passes=while-loop-invariant-code-motion,cse_barrier_expander",)
-_CUDNN_VERSION = 91200
 
 _TARGETS = {
     (9, 0): """
         threads_per_block_limit: 1024 threads_per_warp: 32
         shared_memory_per_block: 49152 shared_memory_per_core: 233472
         shared_memory_per_block_optin: 232448 threads_per_core_limit: 2048
-        core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 l2_cache_size: 52428800
-        memory_bandwidth: 3352320000000""",
+        core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98""",
     (8, 0): """
         threads_per_block_limit: 1024 threads_per_warp: 32
         shared_memory_per_block: 49152 shared_memory_per_core: 167936
         shared_memory_per_block_optin: 166912 threads_per_core_limit: 2048
-        core_count: 108 fpus_per_core: 64 clock_rate_ghz: 1.41 l2_cache_size: 41943040
-        memory_bandwidth: 2039000000000""",
+        core_count: 108 fpus_per_core: 64 clock_rate_ghz: 1.41""",
 }
 
 
@@ -82,7 +79,9 @@ def target_devices(backend: Backend, gpu: Gpu, device_count: int) -> Sequence[An
         return jax.devices()
     from jax.experimental import topologies
 
-    _let_cudnn_attention_compile(gpu)
+    from dongwu_jax.plan.cudnn_attention import let_cudnn_attention_compile
+
+    let_cudnn_attention_compile(gpu)
     hosts = -(-device_count // GPUS_PER_HOST)
     if hosts > 1 and device_count % GPUS_PER_HOST:
         raise UserError(
@@ -109,22 +108,9 @@ def _target_config(gpu: Gpu) -> str:
     return f"""gpu_device_info {{ {_TARGETS[gpu.compute_capability]}
         block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
         registers_per_core_limit: 65536 registers_per_block_limit: 65536
-        device_memory_size: {gpu.memory_bytes}
+        device_memory_size: {int(POOL_SHARE * gpu.memory_bytes)}
+        memory_bandwidth: {round(gpu.memory_bandwidth)} l2_cache_size: {gpu.l2_cache_bytes}
         cuda_compute_capability {{ major: {major} minor: {minor} }} }}
         platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 12 }}
         runtime_version {{ major: 12 minor: 9 patch: 0 }}
         device_description_str: "{gpu.device_kind}" """
-
-
-def _let_cudnn_attention_compile(gpu: Gpu) -> None:
-    """Answer for the target what JAX's cuDNN attention asks of a device that is present."""
-    from jax._src.cudnn import fused_attention_stablehlo as attention
-
-    def as_version(text: str) -> tuple[int, int]:
-        major, minor = text.split(".")
-        return int(major), int(minor)
-
-    patched: Any = attention
-    patched.cuda_versions = types.SimpleNamespace(cudnn_get_version=lambda: _CUDNN_VERSION)
-    patched.check_compute_capability = lambda least: gpu.compute_capability >= as_version(least)
-    patched.is_cuda_compute_capability_equal = lambda one: gpu.compute_capability == as_version(one)

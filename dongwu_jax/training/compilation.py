@@ -30,6 +30,12 @@ GPU_OPTIONS = (
         "cuBLAS is faster than Triton's fused products: 2.6% of a step of 13B layers",
     ),
     XlaOption(
+        "xla_gpu_experimental_enable_fusion_autotuner",
+        False,
+        "sums would be added up as timing decides, otherwise after a restart, and memory could not "
+        "be planned (72 GiB for 63); the same speed",
+    ),
+    XlaOption(
         "xla_gpu_enable_dynamic_slice_fusion",
         False,
         "a product whose result is used and also kept by a loop over layers is computed twice",

@@ -37,5 +37,5 @@ def test_an_exchange_over_hosts_sends_most_over_the_network() -> None:
 
 def test_an_unknown_gpu() -> None:
     assert find_gpu("H100") is H100
-    with pytest.raises(UserError, match="--gpu v100: unknown GPU; choose h100 or a100"):
+    with pytest.raises(UserError, match="--gpu v100: unknown GPU; choose h100, h200, a100"):
         find_gpu("v100")

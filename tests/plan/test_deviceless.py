@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 import yaml
 from command_lines import exit_code, load_script
@@ -14,6 +15,7 @@ from dongwu_jax.errors import UserError
 from dongwu_jax.plan import deviceless
 from dongwu_jax.plan.__main__ import main
 from dongwu_jax.plan.cluster import GPUS, find_gpu
+from dongwu_jax.plan.cudnn_attention import workspace_bytes
 from dongwu_jax.plan.expected import expected_totals
 from dongwu_jax.plan.planning import compile_plan, sketch_plan
 
@@ -29,6 +31,8 @@ SMALL = {
     "data": {"sequence_length": 2048},
     "training": {"global_batch_size": 16, "micro_batch_size": 1, "remat": "attention"},
 }
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 needs_plugin = pytest.mark.skipif(
     not deviceless._plugin_installed(), reason="needs JAX's CUDA plugin (the extra `plan`)"
@@ -78,9 +82,36 @@ def test_sequence_parallelism_over_tensor(
     [("13b", 32.86), ("13b_32k_full", 35.60), ("13b_32k_vocab125696", 46.13)],
 )
 def test_the_peak_measured_on_one_h100(case: str, measured_gib: float) -> None:
-    cases = load_script(Path(__file__).parents[2] / "benchmarks" / "train_cases.py").CASES
+    cases = load_script(BENCHMARKS / "train_cases.py").CASES
     plan = compile_plan(sketch_plan(cases[case].config(), find_gpu("h100"), 1), "cuda")
     assert plan.peak_bytes / 2**30 == pytest.approx(measured_gib, rel=0.01)
+
+
+@needs_plugin
+@pytest.mark.parametrize(("case", "gib"), [("13b_tensor_fsdp", 55.69), ("13b_pipe_virtual", 64.29)])
+def test_the_peak_that_an_h200_compiled(
+    case: str, gib: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one H200 that stood for four, JAX 0.11.2: with that, the program is the same."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    config = load_script(BENCHMARKS / "multigpu_cases.py").cases(4)[case].config(4)
+    plan = compile_plan(sketch_plan(config, find_gpu("h200"), 4), "cuda")
+    same = jax.__version_info__[:2] == (0, 11)
+    assert plan.peak_bytes / 2**30 == pytest.approx(gib, rel=0.001 if same else 0.05)
+
+
+@pytest.mark.parametrize(
+    ("call", "query_shape", "size"),
+    [
+        ("__cudnn$fmhaSoftmax", (8, 10, 4096, 128), 256),
+        ("__cudnn$fmhaSoftmaxBackward", (8, 10, 4096, 128), 169_083_136),
+        ("__cudnn$fmhaSoftmaxBackward", (1, 40, 4096, 128), 84_541_696),
+    ],
+)
+def test_the_room_that_attention_wants_on_an_h200(
+    call: str, query_shape: tuple[int, ...], size: int
+) -> None:
+    assert workspace_bytes(call, query_shape) == size
 
 
 _DETERMINISTIC = """

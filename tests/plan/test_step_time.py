@@ -12,7 +12,8 @@ from dongwu_jax.plan.cluster import GPUS
 from dongwu_jax.plan.planning import Plan, sketch_plan
 from dongwu_jax.plan.step_time import bubble
 
-plan_check = load_script(Path(__file__).parents[2] / "benchmarks" / "plan_check.py")
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+plan_check = load_script(BENCHMARKS / "plan_check.py")
 
 SLICE = {
     "hidden_size": 5120,
@@ -70,6 +71,31 @@ def test_two_h100s_at_measured_speed(layout: str, measured: float) -> None:
     """Seconds a step of benchmarks/plan_check.py."""
     plan = sketch_plan(plan_check.layout_config(layout, 2, 4), GPUS["h100"], 2)
     assert plan.step_time.total == pytest.approx(measured, rel=0.075)
+
+
+@pytest.mark.parametrize(
+    ("case", "measured"),
+    [
+        ("weak_1", 0.504),
+        ("weak_4", 0.536),
+        ("7b_fsdp_minimal", 2.753),
+        ("13b_fsdp_minimal", 3.566),
+        ("13b_tensor", 4.914),
+        ("13b_tensor_fsdp", 4.584),
+        ("13b_pipe_virtual", 4.961),
+        ("13b_32k_fsdp", 5.784),
+        ("13b_32k_context", 6.286),
+        ("31b_fsdp", 2.721),
+    ],
+)
+def test_four_h200s_at_measured_speed(
+    case: str, measured: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seconds a step of benchmarks/multigpu.py; the rates are fitted to one of them alone."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    run = load_script(BENCHMARKS / "multigpu_cases.py").cases(4)[case]
+    plan = sketch_plan(run.config(4), GPUS["h200"], 1 if run.one_gpu else 4)
+    assert plan.step_time.total == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.parametrize(
