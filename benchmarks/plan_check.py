@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from dongwu_jax.command_line import run_command_line
 from dongwu_jax.config import RunConfig, overlay, parse_config
 from dongwu_jax.errors import UserError
+from dongwu_jax.plan.cluster import GPUS, Gpu
 
 if TYPE_CHECKING:
     from dongwu_jax.plan.deviceless import Backend
@@ -101,6 +102,11 @@ def gpus_here() -> tuple[int, str]:
     return len(told.splitlines()), told.splitlines()[0]
 
 
+def known_gpu(kind: str) -> Gpu:
+    """The GPU that plans know by this name of nvidia-smi's, else an H100."""
+    return {gpu.device_kind: gpu for gpu in GPUS.values()}.get(kind, GPUS["h100"])
+
+
 def compare(
     config: RunConfig,
     kind: str,
@@ -121,10 +127,9 @@ def compare(
     gpus = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(count)))}
     environment = os.environ | gpus | (environment or {})
     os.environ["JAX_PLATFORMS"] = "cpu"  # while planning: the GPUs are the child's
-    from dongwu_jax.plan.cluster import GPUS
     from dongwu_jax.plan.planning import compile_plan, sketch_plan
 
-    gpu = {known.device_kind: known for known in GPUS.values()}.get(kind, GPUS["h100"])
+    gpu = known_gpu(kind)
     backend: Backend = "cpu" if environment["JAX_PLATFORMS"] == "cpu" else "cuda"
     run = [sys.executable, __file__, "--measure", config.model_dump_json(), "--steps", str(steps)]
     run += [word for option in xla_options for word in ("--xla", option)]
