@@ -20,12 +20,13 @@ from multigpu_cases import cases
 from plan_check import gpus_here, known_gpu
 from train_step import xla_option
 
-from dongwu_jax.command_line import positive_int, run_command_line
+from dongwu_jax.command_line import run_command_line
 from dongwu_jax.config import RunConfig, parse_config
 from dongwu_jax.errors import UserError
 
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cuda",
+    "CUDA_VISIBLE_DEVICES": "0",
     "JAX_ENABLE_COMPILATION_CACHE": "false",
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9",  # the scheduler works with what there is
@@ -38,8 +39,9 @@ def main(command_line: list[str] | None = None) -> int:
     """Compile each case here and plan it meanwhile."""
     options = _parse(command_line)
     if options.compile:
-        config = parse_config(json.loads(options.compile), "case")
-        print(json.dumps(_compile(config, options.gpus, dict(map(xla_option, options.xla)))))
+        gpus, sections = json.loads(options.compile)
+        config = parse_config(sections, "case")
+        print(json.dumps(_compile(config, gpus, dict(map(xla_option, options.xla)))))
         return 0
     _, kind = gpus_here()
     known = cases(options.gpus)
@@ -57,7 +59,9 @@ def _parse(command_line: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--gpus", type=positive_int, default=4, help="that one stands for (4)")
+    parser.add_argument(
+        "--gpus", type=int, choices=(2, 4, 8), default=4, help="that one stands for (4)"
+    )
     parser.add_argument("--only", nargs="+", metavar="CASE", help="these cases")
     parser.add_argument(
         "--xla",
@@ -66,7 +70,7 @@ def _parse(command_line: list[str] | None) -> argparse.Namespace:
         metavar="OPTION=VALUE",
         help="an option of XLA's for what is compiled here; repeatable",
     )
-    parser.add_argument("--compile", help=argparse.SUPPRESS)  # a child: this run, nothing else
+    parser.add_argument("--compile", help=argparse.SUPPRESS)  # a child: one case
     return parser.parse_args(command_line)
 
 
@@ -74,20 +78,22 @@ def _both(config: RunConfig, kind: str, gpus: int, xla_options: Sequence[str]) -
     os.environ["JAX_PLATFORMS"] = "cpu"  # while planning: the GPU is the child's
     from dongwu_jax.plan.planning import compile_plan, sketch_plan
 
-    run = [sys.executable, __file__, "--compile", config.model_dump_json()]
-    run += ["--gpus", str(gpus)]
+    child = json.dumps([gpus, config.model_dump(mode="json")])
+    run = [sys.executable, __file__, "--compile", child]
     run += [word for option in xla_options for word in ("--xla", option)]
     environment = os.environ | _ENVIRONMENT
     with ThreadPoolExecutor(1) as beside:
         running = beside.submit(
             subprocess.run, run, env=environment, capture_output=True, text=True
         )
-        plan = compile_plan(sketch_plan(config, known_gpu(kind), gpus), "cuda")
-        child = running.result()
-    planned = {"planned_gib": round(plan.peak_bytes / 2**30, 2)}
-    if child.returncode:
-        return planned | {"failed": child.stderr[-2000:]}
-    return planned | json.loads(child.stdout.splitlines()[-1])
+        gpu = known_gpu(kind)
+        plan = compile_plan(sketch_plan(config, gpu, gpus), "cuda")
+        compiled = running.result()
+    planned: dict[str, Any] = {"planned_for": gpu.key}
+    planned["planned_gib"] = round(plan.peak_bytes / 2**30, 2)
+    if compiled.returncode:
+        return planned | {"failed": compiled.stderr[-2000:]}
+    return planned | json.loads(compiled.stdout.splitlines()[-1])
 
 
 def _compile(config: RunConfig, gpus: int, xla_options: dict[str, str | bool]) -> dict[str, Any]:

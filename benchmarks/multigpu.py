@@ -2,7 +2,7 @@
 
     source tools/launch/environment.sh
     NCCL_NVLS_ENABLE=0 python benchmarks/multigpu.py speed [--only 13b_fsdp] [--xla NAME=VALUE]
-    python benchmarks/multigpu.py numerics | checkpoint | recovery
+    python benchmarks/multigpu.py numerics | checkpoint [--layers N] | recovery
 
 `speed` runs every case of `multigpu_cases.py` in a process of its own, then PyTorch (FSDP2,
 `fsdp_peer.py`) on the same model: TFLOP/s a GPU, share of the peak, GiB and seconds planned and
@@ -98,7 +98,10 @@ def _parse(command_line: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--folder", type=Path, help="where to write (a temporary folder)")
     parser.add_argument("--rehearse", action="store_true", help="on virtual CPU devices")
-    return parser.parse_args(command_line)
+    options = parser.parse_args(command_line)
+    if options.layers and (options.what != "checkpoint" or options.rehearse):
+        raise UserError("--layers: is for checkpoint, and not for a rehearsal")
+    return options
 
 
 def _speed(options: argparse.Namespace, count: int, kind: str) -> None:

@@ -4,8 +4,8 @@
                                                                        (multigpu.py calls it)
 
 13B, as many layers as `multigpu_cases.py` puts on so many GPUs of 80 GB, or N. Prints a JSON line
-when all is written (gigabytes, how long training stands still, until all is written, until it has
-checksums), and another when a second process has read it back.
+when all is written (gigabytes of the state and on disk, how long training stands still, until all
+is written, until it has checksums), and another when a second process has read it back.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from multigpu_cases import cases
 
 from dongwu_jax.command_line import positive_int
 from dongwu_jax.config import RunConfig, overlay, parse_config
-from dongwu_jax.models.parameters import parameter_count
 from dongwu_jax.parallel.layout import make_sharding
 from dongwu_jax.training.checkpoints.folders import is_step
 from dongwu_jax.training.checkpoints.host_memory import (
@@ -73,28 +73,37 @@ def _both() -> int:
 
 
 def _write(config: RunConfig) -> dict[str, Any]:
-    state = initial_state(config, make_sharding(config, jax.devices()), StartingPoint())
+    sharding = make_sharding(config, jax.devices())
+    state = _as_if_trained(initial_state(config, sharding, StartingPoint()))
     jax.block_until_ready(state)
     make_host_memory_ready(state).join()
     checkpoints = Checkpoints(config.checkpoint)
-    now = TrainState(jnp.int32(1), state.parameters, state.optimizer_state)
-    started = time.perf_counter()
-    checkpoints.save(now, config, {}, ())
-    stalled = time.perf_counter() - started
-    while not is_step(checkpoints.directory / "1"):
-        time.sleep(0.05)
-    written = time.perf_counter() - started
-    checkpoints.wait()
+    folder = checkpoints.directory / "1"
+    with ThreadPoolExecutor(1) as beside:
+        started = time.perf_counter()
+        checkpoints.save(state, config, {}, ())
+        stalled = time.perf_counter() - started
+        finished = beside.submit(checkpoints.wait)
+        while not is_step(folder) and not finished.done():
+            time.sleep(0.05)
+        written = time.perf_counter() - started
+        finished.result()  # raises what went wrong
+        checked = time.perf_counter() - started
     figures = {
-        "gigabytes": round(12 * parameter_count(state.parameters) / 1e9, 2),
+        "gigabytes": round(sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9, 2),
+        "on_disk_gigabytes": round(_bytes_in(folder) / 1e9, 2),
         "layers": config.model.num_layers,
         "stalled_seconds": round(stalled, 2),
         "written_seconds": round(written, 2),
-        "with_checksums_seconds": round(time.perf_counter() - started, 2),
-        "sum_written": _checksum(now),
+        "with_checksums_seconds": round(checked, 2),
+        "sum_written": checksum(state),
     }
     checkpoints.close()
     return figures
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _read(config: RunConfig) -> dict[str, Any]:
@@ -105,26 +114,47 @@ def _read(config: RunConfig) -> dict[str, Any]:
     jax.block_until_ready(state)
     seconds = time.perf_counter() - started
     checkpoints.close()
-    return {"read_seconds": round(seconds, 2), "sum_read": _checksum(state)}
+    return {"read_seconds": round(seconds, 2), "sum_read": checksum(state)}
 
 
-def _checksum(state: TrainState) -> int:
-    """Of every bit and its place, the same in whatever order it is added up."""
+def _as_if_trained(state: TrainState) -> TrainState:
+    """With moments that are not zero: zeros take no room on disk, and losing them shows nowhere."""
+    leaves, tree = jax.tree.flatten(state.optimizer_state)
+
+    def filled(leaves: list[jax.Array]) -> list[jax.Array]:
+        return [
+            jax.random.normal(jax.random.key(number), leaf.shape, leaf.dtype)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+            else leaf
+            for number, leaf in enumerate(leaves)
+        ]
+
+    shardings = [leaf.sharding for leaf in leaves]
+    moments = jax.jit(filled, donate_argnums=0, out_shardings=shardings)(leaves)
+    return replace(state, step=jnp.int32(1), optimizer_state=jax.tree.unflatten(tree, moments))
+
+
+def checksum(state: Any) -> int:
+    """Of every bit, its place and its array; the same in whatever order it is added up."""
 
     @jax.jit  # one program: many at once can starve one another on virtual devices
     def total(leaves: list[jax.Array]) -> jax.Array:
-        return sum(map(_weighted_bits, leaves), jnp.uint32(0))
+        return sum(
+            (_weighted_bits(leaf, number) for number, leaf in enumerate(leaves)), jnp.uint32(0)
+        )
 
     return int(total(jax.tree.leaves(state)))
 
 
-def _weighted_bits(leaf: jax.Array) -> jax.Array:
-    """Words of four bytes, each times an odd number that its place gives it, modulo 2^32."""
-    weights = jnp.uint32(1)
+def _weighted_bits(leaf: jax.Array, number: int) -> jax.Array:
+    """Words of the leaf, each times an odd number that its place gives it, modulo 2^32."""
+    weights = jnp.uint32(2 * number + 1)
     for axis in range(leaf.ndim):
         place = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
         weights = (weights + 2 * place) * jnp.uint32(2 * axis + 0x9E3779B1)
-    return jnp.sum(jax.lax.bitcast_convert_type(leaf, jnp.uint32) * weights, dtype=jnp.uint32)
+    word = {2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    words = jax.lax.bitcast_convert_type(leaf, word).astype(jnp.uint32)
+    return jnp.sum(words * weights, dtype=jnp.uint32)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def _plugin_installed() -> bool:
 
 
 def _target_config(gpu: Gpu) -> str:
-    """XLA's GpuTargetConfigProto as text."""
+    """XLA's GpuTargetConfigProto as text; its memory is JAX's pool, with which XLA schedules."""
     major, minor = gpu.compute_capability
     return f"""gpu_device_info {{ {_TARGETS[gpu.compute_capability]}
         block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535

@@ -16,9 +16,9 @@ from dongwu_jax.plan.step_time import bubble
 
 _GIB = 2**30
 # How far the closed form of memory may be from what the compiler needs, and how far measured peaks
-# were above what it needs (docs/plan.md, two GPUs).
+# were above what it needs (docs/plan.md).
 _UNCERTAIN_SHARE = 0.15
-_ABOVE_COMPILED = 0.1
+_ABOVE_COMPILED = 0.06
 
 
 def print_plan(plan: Plan, console: Console) -> None:

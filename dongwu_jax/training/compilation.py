@@ -32,8 +32,8 @@ GPU_OPTIONS = (
     XlaOption(
         "xla_gpu_experimental_enable_fusion_autotuner",
         False,
-        "timing would decide the order of sums, and the schedule: a plan of 63 GiB took 72; the "
-        "same speed",
+        "timing would decide the order of sums in fusions, and the schedule: a plan of 63 GiB "
+        "took 72; the same speed",
     ),
     XlaOption(
         "xla_gpu_enable_dynamic_slice_fusion",

@@ -78,6 +78,9 @@ def test_two_h100s_at_measured_speed(layout: str, measured: float) -> None:
     [
         ("weak_1", 0.504),
         ("weak_4", 0.536),
+        ("13b_fsdp", 4.082),
+        ("13b_fsdp_tensor_minimal", 3.851),
+        ("13b_pipe", 5.083),
         ("7b_fsdp_minimal", 2.753),
         ("13b_fsdp_minimal", 3.566),
         ("13b_tensor", 4.914),
@@ -91,7 +94,7 @@ def test_two_h100s_at_measured_speed(layout: str, measured: float) -> None:
 def test_four_h200s_at_measured_speed(
     case: str, measured: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seconds a step of benchmarks/multigpu.py; the rates are fitted to one of them alone."""
+    """Seconds a step of benchmarks/multigpu.py; the rates are fitted to one H200."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     run = load_script(BENCHMARKS / "multigpu_cases.py").cases(4)[case]
     plan = sketch_plan(run.config(4), GPUS["h200"], 1 if run.one_gpu else 4)
