@@ -10,19 +10,18 @@ GiB at the peak as compiled here and as `python -m dongwu_jax.plan` foresees it.
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from multigpu_cases import cases
-from plan_check import gpus_here, known_gpu
+from plan_check import gpus_here, known_gpu, plan_beside
 from train_step import xla_option
 
 from dongwu_jax.command_line import run_command_line
 from dongwu_jax.config import RunConfig, parse_config
 from dongwu_jax.errors import UserError
+from dongwu_jax.plan.planning import sketch_plan
 
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cuda",
@@ -75,22 +74,13 @@ def _parse(command_line: list[str] | None) -> argparse.Namespace:
 
 
 def _both(config: RunConfig, kind: str, gpus: int, xla_options: Sequence[str]) -> dict[str, Any]:
-    os.environ["JAX_PLATFORMS"] = "cpu"  # while planning: the GPU is the child's
-    from dongwu_jax.plan.planning import compile_plan, sketch_plan
-
     child = json.dumps([gpus, config.model_dump(mode="json")])
     run = [sys.executable, __file__, "--compile", child]
     run += [word for option in xla_options for word in ("--xla", option)]
-    environment = os.environ | _ENVIRONMENT
-    with ThreadPoolExecutor(1) as beside:
-        running = beside.submit(
-            subprocess.run, run, env=environment, capture_output=True, text=True
-        )
-        gpu = known_gpu(kind)
-        plan = compile_plan(sketch_plan(config, gpu, gpus), "cuda")
-        compiled = running.result()
-    planned: dict[str, Any] = {"planned_for": gpu.key}
-    planned["planned_gib"] = round(plan.peak_bytes / 2**30, 2)
+    gpu = known_gpu(kind)
+    sketch = sketch_plan(config, gpu, gpus)
+    plan, compiled = plan_beside(run, os.environ | _ENVIRONMENT, sketch, "cuda")
+    planned = {"planned_for": gpu.key, "planned_gib": round(plan.peak_bytes / 2**30, 2)}
     if compiled.returncode:
         return planned | {"failed": compiled.stderr[-2000:]}
     return planned | json.loads(compiled.stdout.splitlines()[-1])
@@ -102,14 +92,9 @@ def _compile(config: RunConfig, gpus: int, xla_options: dict[str, str | bool]) -
 
     jax.config.update("jax_mock_gpu_topology", f"1x{gpus}x1")
     from dongwu_jax.parallel.layout import make_sharding
-    from dongwu_jax.training.batches import BatchLayout
-    from dongwu_jax.training.state import abstract_state
-    from dongwu_jax.training.step import make_objective, make_train_step
+    from dongwu_jax.plan.compile_worker import lower_step
 
-    sharding = make_sharding(config, jax.devices())
-    objective = make_objective(config, sharding, "gpu")
-    state, batch = abstract_state(config, sharding), BatchLayout(config, sharding).abstract()
-    lowered = make_train_step(config, sharding, objective).lower(state, batch)
+    lowered = lower_step(config, make_sharding(config, jax.devices()), "gpu")
     memory = lowered.compile(compiler_options=dict(xla_options)).memory_analysis()
     assert memory is not None  # every GPU has it
     return {"compiled_gib": round(memory.peak_memory_in_bytes / 2**30, 2)}

@@ -20,15 +20,14 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dongwu_jax.command_line import run_command_line
 from dongwu_jax.config import RunConfig, overlay, parse_config
 from dongwu_jax.errors import UserError
 from dongwu_jax.plan.cluster import GPUS, Gpu
-
-if TYPE_CHECKING:
-    from dongwu_jax.plan.deviceless import Backend
+from dongwu_jax.plan.deviceless import Backend
+from dongwu_jax.plan.planning import Plan, compile_plan, sketch_plan
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "model": {
@@ -126,19 +125,11 @@ def compare(
     """
     gpus = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(count)))}
     environment = os.environ | gpus | (environment or {})
-    os.environ["JAX_PLATFORMS"] = "cpu"  # while planning: the GPUs are the child's
-    from dongwu_jax.plan.planning import compile_plan, sketch_plan
-
     gpu = known_gpu(kind)
     backend: Backend = "cpu" if environment["JAX_PLATFORMS"] == "cpu" else "cuda"
     run = [sys.executable, __file__, "--measure", config.model_dump_json(), "--steps", str(steps)]
     run += [word for option in xla_options for word in ("--xla", option)]
-    with ThreadPoolExecutor(1) as beside:
-        running = beside.submit(
-            subprocess.run, run, env=environment, capture_output=True, text=True
-        )
-        plan = compile_plan(sketch_plan(config, gpu, count), backend)
-        child = running.result()
+    plan, child = plan_beside(run, environment, sketch_plan(config, gpu, count), backend)
     planned: dict[str, Any] = {
         "planned_for": gpu.key,
         "planned_gib": round(plan.peak_bytes / 2**30, 2),
@@ -152,6 +143,17 @@ def compare(
     pace = plan.step_time.total / measured["seconds"] - 1
     off = {"memory_off": round(memory, 3), "seconds_off": round(pace, 3)}
     return planned | measured | off
+
+
+def plan_beside(
+    command: Sequence[str], environment: Mapping[str, str], sketch: Plan, backend: Backend
+) -> tuple[Plan, subprocess.CompletedProcess[str]]:
+    """Compile a plan while a command runs that has the GPUs."""
+    with ThreadPoolExecutor(1) as beside:
+        running = beside.submit(
+            subprocess.run, command, env=environment, capture_output=True, text=True
+        )
+        return compile_plan(sketch, backend), running.result()
 
 
 def _measure(config: RunConfig, steps: int, xla_options: dict[str, str | bool]) -> dict[str, Any]:
@@ -185,11 +187,13 @@ def _measure(config: RunConfig, steps: int, xla_options: dict[str, str | bool]) 
         state, metrics = compiled(state, batch)
         jax.block_until_ready(metrics)
         seconds.append(time.perf_counter() - started)
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            state, metrics = compiled(state, batch)
-            jax.block_until_ready(metrics)
-        busy, exposed = communication(read_kernels(Path(folder)))
+    busy = exposed = 0.0
+    if platform == "gpu":  # a trace of a rehearsal has no kernels
+        with tempfile.TemporaryDirectory() as folder:
+            with jax.profiler.trace(folder):
+                state, metrics = compiled(state, batch)
+                jax.block_until_ready(metrics)
+            busy, exposed = communication(read_kernels(Path(folder)))
     memory = compiled.memory_analysis()
     took, length = float(np.median(seconds[1:])), config.data.sequence_length
     tokens_a_gpu = config.training.global_batch_size * length / len(jax.devices())

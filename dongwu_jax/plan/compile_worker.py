@@ -14,6 +14,7 @@ import jax
 from dongwu_jax.config import RunConfig, parse_config
 from dongwu_jax.errors import UserError
 from dongwu_jax.parallel.layout import make_sharding
+from dongwu_jax.parallel.sharding import LogicalSharding
 from dongwu_jax.plan.cluster import find_gpu
 from dongwu_jax.plan.compiler_warnings import compile_quietly
 from dongwu_jax.plan.deviceless import Backend, target_devices
@@ -45,10 +46,7 @@ def _compile(config: RunConfig, gpu: str, device_count: int, backend: Backend) -
     devices = target_devices(backend, find_gpu(gpu), device_count)
     sharding = make_sharding(config, devices)
     started = time.perf_counter()
-    objective = make_objective(config, sharding, "gpu" if backend == "cuda" else "cpu")
-    state = abstract_state(config, sharding)
-    batch = BatchLayout(config, sharding).abstract()
-    lowered = make_train_step(config, sharding, objective).lower(state, batch)
+    lowered = lower_step(config, sharding, "gpu" if backend == "cuda" else "cpu")
     compiled, complaints = compile_quietly(lowered)
     seconds = time.perf_counter() - started
     text, memory = compiled.as_text(), compiled.memory_analysis()
@@ -70,6 +68,12 @@ def _compile(config: RunConfig, gpu: str, device_count: int, backend: Backend) -
         "loops_known": all(collective.calls_known for collective in collectives),
         "complaints": complaints,
     }
+
+
+def lower_step(config: RunConfig, sharding: LogicalSharding, platform: str) -> jax.stages.Lowered:
+    """The training step of a run as it is handed to the compiler; there are no arrays."""
+    step = make_train_step(config, sharding, make_objective(config, sharding, platform))
+    return step.lower(abstract_state(config, sharding), BatchLayout(config, sharding).abstract())
 
 
 def _as_on_gpu(total: CollectiveTotal, config: RunConfig) -> CollectiveTotal:

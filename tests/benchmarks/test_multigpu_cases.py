@@ -1,5 +1,8 @@
 """The runs that `benchmarks/multigpu.py` times: possible, and fit into the GPUs' memory."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,3 +28,13 @@ def test_every_case_is_a_run_that_fits(gpus, monkeypatch):
         assert small.mesh == config.mesh
         if case.peer_rows:
             assert case.sequences % case.peer_rows == 0, name
+
+
+@pytest.mark.slow
+def test_a_case_is_rehearsed_without_a_gpu():
+    command = [sys.executable, BENCHMARKS / "multigpu.py", "speed", "--rehearse", "--steps", "1"]
+    process = subprocess.run([*command, "--only", "weak_8"], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    _, line = map(json.loads, process.stdout.splitlines())
+    assert "failed" not in line, line["failed"]
+    assert line["seconds"] > 0

@@ -119,17 +119,14 @@ import json, sys
 from dongwu_jax.config import parse_config
 from dongwu_jax.parallel.layout import make_sharding
 from dongwu_jax.plan.cluster import find_gpu
+from dongwu_jax.plan.compile_worker import lower_step
 from dongwu_jax.plan.deviceless import target_devices
-from dongwu_jax.training.batches import BatchLayout
 from dongwu_jax.training.deterministic_attention import ask_for_deterministic_attention
-from dongwu_jax.training.state import abstract_state
-from dongwu_jax.training.step import make_objective, make_train_step
 
 devices = int(sys.argv[1])
 config = parse_config(json.load(sys.stdin), "test")
 sharding = make_sharding(config, target_devices("cuda", find_gpu("h100"), devices))
-step = make_train_step(config, sharding, make_objective(config, sharding, "gpu"))
-lowered = step.lower(abstract_state(config, sharding), BatchLayout(config, sharding).abstract())
+lowered = lower_step(config, sharding, "gpu")
 asked = ask_for_deterministic_attention(lowered)
 calls = [line for line in lowered.compile().as_text().splitlines() if "fmhaSoftmaxBackward" in line]
 forced = [call for call in calls if '"force_deterministic":true' in call.replace(" ", "")]

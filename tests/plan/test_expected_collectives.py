@@ -13,6 +13,7 @@ import pytest
 from dongwu_jax.config import RunConfig, parse_config
 from dongwu_jax.parallel.layout import make_sharding
 from dongwu_jax.plan.cluster import find_gpu
+from dongwu_jax.plan.compile_worker import lower_step
 from dongwu_jax.plan.compiler_warnings import capture_stderr, involuntary_rematerialization
 from dongwu_jax.plan.compiling import compile_step
 from dongwu_jax.plan.deviceless import choose_backend
@@ -23,9 +24,6 @@ from dongwu_jax.plan.expected import (
 )
 from dongwu_jax.plan.hlo import read_collectives, summarize_collectives
 from dongwu_jax.plan.replica_groups import axes_within
-from dongwu_jax.training.batches import BatchLayout
-from dongwu_jax.training.state import abstract_state
-from dongwu_jax.training.step import make_objective, make_train_step
 
 BASE: dict[str, dict[str, Any]] = {
     "model": {
@@ -77,9 +75,7 @@ def _config(layout: dict[str, dict[str, Any]], **sections: dict[str, Any]) -> Ru
 
 
 def _lower(config: RunConfig) -> jax.stages.Lowered:
-    sharding = make_sharding(config, jax.devices())
-    step = make_train_step(config, sharding, make_objective(config, sharding, "cpu"))
-    return step.lower(abstract_state(config, sharding), BatchLayout(config, sharding).abstract())
+    return lower_step(config, make_sharding(config, jax.devices()), "cpu")
 
 
 def _compile(config: RunConfig) -> tuple[Totals, list[str]]:
