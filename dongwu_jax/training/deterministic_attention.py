@@ -5,7 +5,7 @@ import json
 import jax
 from jax.extend.mlir import ir
 
-_BACKWARD = "__cudnn$fmhaSoftmaxBackward"
+BACKWARD_CALL = "__cudnn$fmhaSoftmaxBackward"
 
 
 def ask_for_deterministic_attention(lowered: jax.stages.Lowered) -> int:
@@ -24,7 +24,7 @@ def ask_for_deterministic_attention(lowered: jax.stages.Lowered) -> int:
         nonlocal calls
         if operation.name == "stablehlo.custom_call":
             target = ir.StringAttr(operation.attributes["call_target_name"]).value
-            if target.startswith(_BACKWARD):
+            if target.startswith(BACKWARD_CALL):
                 _force(operation)
                 calls += 1
         return ir.WalkResult.ADVANCE
